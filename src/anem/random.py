@@ -1,0 +1,37 @@
+"""Random numbers with an explicit source, one per image where a result must not depend on its batch mates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Generators", "generators_for", "normal", "uniform"]
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for a whole batch, a sequence of B generators (one an image), or None for torch's default generator."""
+
+
+def _draw(function, shape: Sequence[int], generators: Generators, like: Tensor) -> Tensor:
+    if generators is None or isinstance(generators, torch.Generator):
+        return function(tuple(shape), generator=generators, dtype=like.dtype, device=like.device)
+    if len(generators) != shape[0]:
+        raise ValueError(f"generators: wanted one per image, {shape[0]}, got {len(generators)}")
+    rows = [function(tuple(shape[1:]), generator=g, dtype=like.dtype, device=like.device) for g in generators]
+    return torch.stack(rows)
+
+
+def normal(shape: Sequence[int], generators: Generators, like: Tensor) -> Tensor:
+    """Standard normal numbers of ``shape`` (B, …) with the dtype and device of ``like``."""
+    return _draw(torch.randn, shape, generators, like)
+
+
+def uniform(shape: Sequence[int], generators: Generators, like: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) of ``shape`` (B, …) with the dtype and device of ``like``."""
+    return _draw(torch.rand, shape, generators, like)
+
+
+def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
+    """One generator an image, seeded by its own number: image i draws the same numbers in any batch."""
+    return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
