@@ -1,0 +1,201 @@
+"""Checkpoints: one safetensors file each, written beside its place and renamed, so that a reader never sees half of one.
+
+All randomness of a run derives from (seed, step), hence weights, their average, the optimiser's moments and two counters are the
+whole state. A checksum of the tensors travels in the header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anem.train.config import CheckpointConfig
+from anem.train.ema import EMA
+
+__all__ = ["CheckpointStore", "Snapshot", "TrainState", "write_atomically"]
+
+FORMAT = "anem-checkpoint-1"
+
+
+@dataclass
+class TrainState:
+    """Everything that a training step changes: ``step`` optimiser steps done, ``images`` images seen."""
+
+    model: nn.Module
+    ema: EMA
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+    images: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: ``model.…``, ``ema.…`` and ``optimiser.MOMENT.…`` for the moments of each parameter."""
+        out = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        out |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            out |= {f"optimiser.{k}.{name}": v for k, v in self.optimiser.state.get(parameter, {}).items()}
+        return {k: v.detach().cpu().contiguous().clone() for k, v in out.items()}
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Continue from ``snapshot``.
+
+        Raises:
+            ValueError: it belongs to another model.
+        """
+        _load(self.model, snapshot.part("model."), snapshot.path)
+        _load(self.ema.model, snapshot.part("ema."), snapshot.path)
+        moments = snapshot.part("optimiser.")
+        self.optimiser.state.clear()
+        for name, parameter in self.model.named_parameters():
+            for key in [k for k in moments if k.partition(".")[2] == name]:
+                value = moments[key]
+                # A moment has the memory layout of its parameter; the step counter stays on the CPU.
+                copy = torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
+                self.optimiser.state[parameter][key.partition(".")[0]] = copy.detach()
+        self.step, self.images = snapshot.step, snapshot.images
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    step: int
+    images: int
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Snapshot:
+        """Read and verify a checkpoint file.
+
+        Raises:
+            ValueError: the file is truncated, damaged, or not a checkpoint of this package.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise ValueError(f"checkpoint {path}: wanted format {FORMAT!r}, got {header.get('format')!r}")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+            step, images, config = int(header["step"]), int(header["images"]), json.loads(header["config"])
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"checkpoint {path}: truncated or damaged ({' '.join(str(error).split())})") from None
+        if _checksum(tensors) != header.get("checksum"):
+            raise ValueError(f"checkpoint {path}: damaged (the checksum of its tensors differs)")
+        return cls(path, tensors, step, images, config)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with ``prefix``, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+@dataclass
+class CheckpointStore:
+    """The checkpoints of one run in a folder: ``step-00001000.safetensors``, …, and ``latest``, the name of the newest.
+
+    Arguments:
+        folder: where they are.
+        config: how often to write and how many to keep.
+        card: the run's configuration as plain values, stored in every file.
+    """
+
+    folder: Path
+    config: CheckpointConfig
+    card: dict[str, Any]
+    written: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int) -> bool:
+        """Whether the step or the minutes rule asks for a checkpoint now."""
+        minutes = (time.monotonic() - self.written) / 60
+        return (self.config.steps > 0 and step % self.config.steps == 0) or 0 < self.config.minutes <= minutes
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, or None before the first.
+
+        Raises:
+            ValueError: ``latest`` names a file that is not there.
+        """
+        pointer = self.folder / "latest"
+        if not pointer.exists():
+            return None
+        path = self.folder / Path(pointer.read_text().strip()).name
+        if not path.is_file():
+            raise ValueError(f"checkpoint {path}: missing, though {pointer} names it")
+        return path
+
+    def save(self, state: TrainState) -> Path:
+        """Write a checkpoint, point ``latest`` at it, and delete the oldest ones beyond ``keep``.
+
+        Raises:
+            OSError: it could not be written (disk full, say); earlier checkpoints and ``latest`` are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{state.step:08d}.safetensors"
+        tensors = state.tensors()
+        header = {"format": FORMAT, "step": str(state.step), "images": str(state.images), "config": json.dumps(self.card)}
+        header["checksum"] = _checksum(tensors)
+        with _replacing(path) as temporary:
+            try:
+                save_file(tensors, temporary, header)
+            except SafetensorError as error:
+                raise OSError(f"checkpoint {path}: not written ({error}); the last good one is {self.latest()}") from None
+        write_atomically(self.folder / "latest", path.name + "\n")
+        self.written = time.monotonic()
+        old = sorted(p for p in self.folder.glob("step-*.safetensors") if p != path)
+        for extra in old[: max(0, len(old) + 1 - self.config.keep)]:
+            extra.unlink(missing_ok=True)
+        for half in self.folder.glob("*.tmp"):  # of a process that was killed while writing
+            half.unlink(missing_ok=True)
+        return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the contents of ``path`` by ``text``, or leave it as it was."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path):
+    """A temporary file name that takes the place of ``path`` once the block ends well and its bytes are on the disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy ``tensors`` into a model of exactly these names and shapes, or raise ValueError."""
+    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    got = {k: tuple(v.shape) for k, v in tensors.items()}
+    wrong = sorted(k for k in own.keys() | got.keys() if own.get(k) != got.get(k))
+    if wrong:
+        k = wrong[0]
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ValueError(f"checkpoint {path}: of another model: {k}: wanted {own.get(k, 'none')}, got {got.get(k, 'none')}{more}")
+    model.load_state_dict(tensors)

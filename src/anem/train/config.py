@@ -1,0 +1,264 @@
+"""What a training run is: dataclasses that a TOML file fills, every key checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from anem.corruptions import NoiseConfig
+from anem.data import DataConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "EMAConfig",
+    "EvaluationConfig",
+    "LogConfig",
+    "ModelConfig",
+    "OptimiserConfig",
+    "TrainConfig",
+    "from_dict",
+    "load_config",
+    "to_dict",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a preset by name and the fields that differ from it."""
+
+    preset: str = "small"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam and its learning rate, a pure function of the images seen (so continued training only needs a new config).
+
+    The rate rises linearly over ``warmup_images``, is constant until ``decay_start``, and then falls: ``inverse_sqrt`` as
+    √(decay_start / images), ``cosine`` from 1 to ``final_ratio`` over ``decay_images`` and constant after, ``constant`` not at all.
+
+    Arguments:
+        clip_norm: largest Euclidean norm of the whole gradient; 0 for no clipping.
+    """
+
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    warmup_images: int = 10_000
+    decay: Literal["constant", "inverse_sqrt", "cosine"] = "inverse_sqrt"
+    decay_start: int = 200_000
+    decay_images: int = 1_000_000
+    final_ratio: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimiser.learning_rate: wanted > 0, got {self.learning_rate}")
+        if self.decay == "inverse_sqrt" and self.decay_start <= 0:
+            raise ValueError(f"optimiser.decay_start: inverse_sqrt wants > 0, got {self.decay_start}")
+        if self.decay == "cosine" and self.decay_images <= 0:
+            raise ValueError(f"optimiser.decay_images: cosine wants > 0, got {self.decay_images}")
+
+    def rate(self, images: int) -> float:
+        """The learning rate after ``images`` images, a function of nothing else."""
+        rate = self.learning_rate * min(1.0, (images + 1) / (self.warmup_images + 1))
+        late = images - self.decay_start
+        if late <= 0 or self.decay == "constant":
+            return rate
+        if self.decay == "inverse_sqrt":
+            return rate * math.sqrt(self.decay_start / images)
+        falling = 0.5 * (1 + math.cos(math.pi * min(1.0, late / self.decay_images)))
+        return rate * (self.final_ratio + (1 - self.final_ratio) * falling)
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Averaging of the weights; lengths are in images, so they do not depend on the batch size.
+
+    Arguments:
+        profile: ``half_life`` (exponential), or ``power``, whose width stays a fixed share of the training so far.
+        half_life: images after which an old weight counts half.
+        ramp_up: the half-life never exceeds this share of the images seen; 0 for no ramp.
+        relative_width: standard deviation of the power profile as a share of the training so far (below 0.28).
+    """
+
+    profile: Literal["half_life", "power"] = "half_life"
+    half_life: int = 50_000
+    ramp_up: float = 0.1
+    relative_width: float = 0.05
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation on fixed images and fixed noise: every ``steps`` steps (0: only at the end) on ``images`` images."""
+
+    steps: int = 1000
+    images: int = 256
+    batch_size: int = 64
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to write a checkpoint (0 switches a rule off; one is always written at the end) and how many to keep."""
+
+    steps: int = 0
+    minutes: float = 10.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"checkpoint.keep: wanted >= 1, got {self.keep}")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How progress is shown and recorded; ``steps`` is the interval of history and TensorBoard."""
+
+    steps: int = 50
+    progress: bool = True
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Arguments:
+        output: folder of checkpoints, history and the exported model; running again with the same folder resumes.
+        seed: of initial weights, order of the images, and all noise.
+        images: images to see in all, counted from the first step of the first run.
+        batch_size: images an optimiser step, over all processes and accumulated parts.
+        accumulation: parts a batch is cut into, one after the other, to save memory.
+        weight: w of the covariance score matching term (design: total = ℓ₁ + w (1/d) Σ r_k²).
+        statistics_images: images used to fit mean and variances.
+        max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
+        threads: CPU threads of torch; 0 leaves torch's choice.
+        device: ``auto`` takes an accelerator if there is one.
+    """
+
+    output: str = "runs/anem"
+    seed: int = 0
+    images: int = 1_500_000
+    batch_size: int = 64
+    accumulation: int = 1
+    weight: float = 1.0
+    statistics_images: int = 55_000
+    max_minutes: float = 0.0
+    threads: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    held_out: DataConfig | None = None
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "accumulation", "statistics_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation: wanted a divisor of batch_size {self.batch_size}, got {self.accumulation}")
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The training run described by a TOML file.
+
+    Raises:
+        ValueError: the file is not TOML, a key is unknown, or a value has the wrong type.
+    """
+    try:
+        mapping = tomllib.loads(Path(path).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from None
+    return from_dict(TrainConfig, mapping)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dictionaries of plain values, the inverse of :func:`from_dict`; keys that are None are left out."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+            return {name: plain(v) for name, v in items if v is not None}
+        if isinstance(value, Mapping):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def from_dict(cls: type[T], mapping: Mapping[str, Any], base: T | None = None, where: str = "") -> T:
+    """A dataclass filled from nested dictionaries; keys left out keep the value of ``base`` or the default.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value of the wrong type; the message names the key by its whole path.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"wanted one of {', '.join(names)}"
+            raise ValueError(f"config: unknown key '{where}{key}': {hint}")
+    values = {}
+    for name in names:
+        old = None if base is None else getattr(base, name)
+        if name in mapping:
+            values[name] = _convert(hints[name], mapping[name], f"{where}{name}", old)
+        elif base is not None:
+            values[name] = old
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"config: {where.rstrip('.') or cls.__name__}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str, old: Any) -> Any:
+    """``value`` as the type ``hint`` says, or ValueError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, old if isinstance(old, hint) else None, f"{where}.")  # type: ignore[arg-type]
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _convert(option, value, where, old)
+            except ValueError as error:
+                if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                    raise error from None
+    elif origin is Literal:
+        if value in arguments:
+            return value
+    elif origin in (tuple, list) and isinstance(value, (list, tuple)):
+        variadic = origin is list or (len(arguments) == 2 and arguments[1] is Ellipsis)
+        if variadic or len(value) == len(arguments):
+            items = [arguments[0]] * len(value) if variadic else arguments
+            return origin(_convert(h, v, f"{where}[{i}]", None) for i, (h, v) in enumerate(zip(items, value, strict=True)))
+    elif origin is dict and isinstance(value, Mapping):
+        return {k: _convert(arguments[1], v, f"{where}.{k}", None) for k, v in value.items()}
+    elif hint is Any or hint is type(None) and value is None:
+        return value
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif hint is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+    raise ValueError(f"config: {where}: wanted {wanted}, got {value!r}")

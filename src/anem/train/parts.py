@@ -1,0 +1,85 @@
+"""What a run trains and on what, built from its configuration or given by the caller."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from anem.corruptions import draw_covariances
+from anem.data import load_dataset
+from anem.losses import dual_score_loss
+from anem.network import EnergyNetwork, NetworkConfig
+from anem.statistics import DataStatistics
+from anem.train.checkpoint import Snapshot
+from anem.train.config import TrainConfig, from_dict
+from anem.train.evaluate import HeldOut
+
+__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "seed_from"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains and on what; :func:`build_parts` makes it from a config, tests and users may make their own.
+
+    Arguments:
+        model: statistics to an energy model with parameters.
+        data: ``len``, ``batch(indices, generator)`` to (B, C, H, W) in [0, 1], ``indices_for_step(step, batch_size, seed)``.
+        held_out: another such data set, or None for no evaluation.
+        draw: (shape, statistics, generator) to a noise batch with ``cov`` and ``family`` (B,).
+        families: names of the noise families.
+        loss: (model, x, cov, noise, weight) to terms ``total`` (), ``a_dsm`` (B,), ``a_csm`` (B,).
+    """
+
+    model: Callable[[DataStatistics], nn.Module]
+    data: Any
+    held_out: Any | None
+    draw: Callable[..., Any]
+    families: tuple[str, ...]
+    loss: Callable[..., Any]
+
+
+def build_parts(config: TrainConfig) -> Parts:
+    """Network, data, noise and loss as the config says."""
+    network = from_dict(NetworkConfig, config.model.overrides, NetworkConfig.preset(config.model.preset), "model.overrides.")
+    return Parts(
+        model=partial(EnergyNetwork, network),
+        data=load_dataset(config.data),
+        held_out=None if config.held_out is None else load_dataset(config.held_out),
+        draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
+        families=config.noise.family_names,
+        loss=dual_score_loss,
+    )
+
+
+def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) -> DataStatistics:
+    """Mean and variances: those of the checkpoint, or fitted to up to ``statistics_images`` images spread over the data."""
+    if snapshot is not None:
+        tensors = snapshot.part("model.statistics.")
+        if "spectrum" not in tensors:
+            raise ValueError(f"checkpoint {snapshot.path}: of another model: wanted data statistics, got none")
+        statistics = DataStatistics(*tensors["spectrum"].shape, [int(k[3:]) for k in tensors if k.startswith("dct")])
+        statistics.load_state_dict(tensors)
+        return statistics
+    n = min(len(data), config.statistics_images)
+    generator = torch.Generator().manual_seed(seed_from(config.seed, "statistics"))
+    return DataStatistics.fit(data.batch(torch.linspace(0, len(data) - 1, n).long(), generator))
+
+
+def draw_held_out(config: TrainConfig, parts: Parts) -> HeldOut | None:
+    if parts.held_out is None:
+        return None
+    n = min(len(parts.held_out), config.evaluation.images)
+    generator = torch.Generator().manual_seed(config.evaluation.seed)
+    images = parts.held_out.batch(torch.arange(n), generator)
+    return HeldOut(images, parts.draw, parts.families, config.evaluation.batch_size, config.evaluation.seed)
+
+
+def seed_from(*parts: object) -> int:
+    """A seed that any difference in ``parts`` changes."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
