@@ -170,6 +170,8 @@ class Mixed(Basis):
         self.groups = [(self.bases[i], torch.nonzero(self.index == i).flatten()) for i in present]
 
     def _each(self, x: Tensor, method: str) -> Tensor:
+        if len(x) != len(self.index):
+            raise ValueError(f"mixed basis: wanted a batch of {len(self.index)}, one image an entry of the index, got {len(x)}")
         parts = [getattr(basis, method)(x[rows.to(x.device)]) for basis, rows in self.groups]
         order = torch.cat([rows for _, rows in self.groups]).to(x.device)
         return torch.cat(parts)[torch.argsort(order)]
@@ -243,6 +245,7 @@ class Covariance:
         """σ² I for images of ``shape`` (B, C, H, W), described in ``basis``; ``variance`` a number or (B,)."""
         options = {} if like is None else {"dtype": like.dtype, "device": like.device}
         v = torch.as_tensor(variance, **options)
+        v = v if v.is_floating_point() else v.to(torch.get_default_dtype())
         return cls(v.reshape(-1, 1, 1, 1).expand(tuple(shape)).contiguous(), basis)
 
     @property

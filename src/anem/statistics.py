@@ -63,7 +63,7 @@ class DataStatistics(nn.Module):
             blocks = power[f"dct{f}"].reshape(c, h // f, f, w // f, f).mean((1, 3))
             stats.get_buffer(f"dct{f}").copy_(blocks.clamp_min(floor))
         # The data about μ are close to stationary; correlated channels add up.
-        stats.largest_eigenvalue.copy_(power["fourier"].sum(0).max())
+        stats.largest_eigenvalue.copy_(stats.spectrum.sum(0).max())
         return stats
 
     @property

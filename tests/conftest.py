@@ -1,0 +1,24 @@
+"""Every test starts from the same random state and leaves no trace of its own; no test touches the network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """A fixed seed for code that uses torch's default generator; default dtype and determinism restored afterwards."""
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator of this test's own."""
+    return torch.Generator().manual_seed(0)
