@@ -1,6 +1,8 @@
 """Checkpoints: bit-for-bit resumption, damage noticed, the old one survives a failed write."""
 
+import dataclasses
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from training_fakes import make_config, make_parts
 
+from anem.corruptions import NoiseConfig, draw_covariances
+from anem.losses import dual_score_loss
+from anem.network import EnergyNetwork, NetworkConfig
 from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState, write_atomically
 from anem.train.config import CheckpointConfig, EMAConfig, to_dict
 from anem.train.ema import EMA
@@ -75,6 +80,7 @@ def test_only_the_newest_are_kept(tmp_path):
         store.save(make_state(step))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000009.safetensors", "step-00000010.safetensors"]
     assert store.latest().name == "step-00000010.safetensors"
+    assert store.latest().stat().st_mode == (tmp_path / "latest").stat().st_mode
 
 
 def damaged(path: Path, how: str) -> None:
@@ -150,3 +156,26 @@ def test_failed_atomic_write_changes_nothing(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_atomically(path, "new \ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_network_resumes_bit_for_bit(tmp_path):
+    """The learned network with the real noise families and loss, on 8×8 images."""
+    config = make_config(tmp_path, noise=NoiseConfig(lambda_min=1e-6))
+    network = NetworkConfig.preset("tiny").override(channels=(16, 16), dropout=0.2)
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    parts = dataclasses.replace(
+        make_parts(held_out=0),
+        model=partial(EnergyNetwork, network),
+        draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
+        families=config.noise.family_names,
+        loss=dual_score_loss,
+    )
+    parts.data.images = images
+    results = {}
+    for name, stops in (("whole", [4]), ("pieces", [2, 4])):
+        for step in stops:
+            train(dataclasses.replace(config, output=str(tmp_path / name), images=8 * step), parts=parts, callbacks=[])
+        results[name] = Snapshot.read(newest(tmp_path / name)).tensors
+    assert results["whole"].keys() == results["pieces"].keys()
+    for name, tensor in results["whole"].items():
+        assert torch.equal(tensor, results["pieces"][name]), name

@@ -36,6 +36,18 @@ class LearnedGaussian(EnergyModel):
         return 0.5 * (rho.square() / t + (2 * math.pi * t).log()).flatten(1).sum(1)
 
 
+class Occasional(LearnedGaussian):
+    """A parameter that only some pieces of a batch use: those whose first image has little noise."""
+
+    def __init__(self, statistics: DataStatistics) -> None:
+        super().__init__(statistics, dropout=0.5)
+        self.tilt = nn.Parameter(torch.ones(()))
+
+    def energy(self, y: Tensor, cov: Covariance) -> Tensor:
+        energy = super().energy(y, cov)
+        return energy + self.tilt * y.square().flatten(1).sum(1) if cov.values[0, 0, 0, 0] < 1e-2 else energy
+
+
 class Images:
     """N white Gaussian images of mean 0.5 and standard deviation ``std``, with a little dequantisation noise."""
 
@@ -70,12 +82,12 @@ def loss(model: EnergyModel, x: Tensor, cov: Covariance, noise: Tensor, weight: 
     score = cov.basis.forward(grad_y) * cov.values.sqrt() - noise
     change = grad_logvar - 0.5 * (1 - noise.square())
     a_dsm, a_csm = score.square().flatten(1).mean(1), change.square().flatten(1).mean(1)
-    return SimpleNamespace(total=(a_dsm + weight * a_csm).mean(), a_dsm=a_dsm, a_csm=a_csm)
+    return SimpleNamespace(total=(a_dsm + weight * a_csm).mean(), a_dsm=a_dsm, a_csm=a_csm, energy=energy.detach())
 
 
-def make_parts(dropout: float = 0.5, loss=loss, count: int = 64, held_out: int = 32) -> Parts:
+def make_parts(dropout: float = 0.5, loss=loss, count: int = 64, held_out: int = 32, model=None) -> Parts:
     return Parts(
-        model=lambda statistics: LearnedGaussian(statistics, dropout),
+        model=model or (lambda statistics: LearnedGaussian(statistics, dropout)),
         data=Images(count),
         held_out=Images(held_out, seed=1) if held_out else None,
         draw=draw,
@@ -101,8 +113,4 @@ def make_config(output: Path, images: int = 48, **changes) -> TrainConfig:
     return TrainConfig(**fields | changes)
 
 
-def states(a: nn.Module) -> dict[str, Tensor]:
-    return {k: v.clone() for k, v in a.state_dict().items()}
-
-
-__all__ = ["FAMILIES", "Images", "LearnedGaussian", "draw", "loss", "make_config", "make_parts", "states"]
+__all__ = ["FAMILIES", "Images", "LearnedGaussian", "Occasional", "draw", "loss", "make_config", "make_parts"]

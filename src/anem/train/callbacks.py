@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
 from anem.train.checkpoint import TrainState, write_atomically
 from anem.train.config import TrainConfig, to_dict
 from anem.train.evaluate import Report
@@ -131,12 +135,11 @@ class Progress(Callback):
     """A bar with loss, images/s and time left on a terminal; a line a record elsewhere."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self.live = sys.stderr.isatty()
         text = "loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s  {task.fields[left]} left"
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn(text))
-        self.bar = Progress(*columns, disable=not self.live)
+        console = Console(stderr=True)
+        self.live = console.is_terminal
+        self.bar = Bar(*columns, console=console, disable=not self.live)
 
     def on_start(self, state: TrainState, config: TrainConfig) -> None:
         self.total = config.images

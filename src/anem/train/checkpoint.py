@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from anem.train.config import CheckpointConfig
 from anem.train.ema import EMA
 
-__all__ = ["CheckpointStore", "Snapshot", "TrainState", "write_atomically"]
+__all__ = ["CheckpointStore", "Snapshot", "TrainState", "load_exactly", "write_atomically"]
 
 FORMAT = "anem-checkpoint-1"
 
@@ -52,8 +52,8 @@ class TrainState:
         Raises:
             ValueError: it belongs to another model.
         """
-        _load(self.model, snapshot.part("model."), snapshot.path)
-        _load(self.ema.model, snapshot.part("ema."), snapshot.path)
+        load_exactly(self.model, snapshot.part("model."), snapshot.path)
+        load_exactly(self.ema.model, snapshot.part("ema."), snapshot.path)
         moments = snapshot.part("optimiser.")
         self.optimiser.state.clear()
         for name, parameter in self.model.named_parameters():
@@ -88,7 +88,7 @@ class Snapshot:
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT:
                     raise ValueError(f"checkpoint {path}: wanted format {FORMAT!r}, got {header.get('format')!r}")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
             step, images, config = int(header["step"]), int(header["images"]), json.loads(header["config"])
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"checkpoint {path}: truncated or damaged ({' '.join(str(error).split())})") from None
@@ -172,7 +172,10 @@ def _replacing(path: Path):
     """A temporary file name that takes the place of ``path`` once the block ends well and its bytes are on the disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # as the user's umask has it, whatever the writer did
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -189,8 +192,8 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy ``tensors`` into a model of exactly these names and shapes, or raise ValueError."""
+def load_exactly(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy ``tensors`` of the checkpoint at ``path`` into a module of exactly these names and shapes, or raise ValueError."""
     own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     got = {k: tuple(v.shape) for k, v in tensors.items()}
     wrong = sorted(k for k in own.keys() | got.keys() if own.get(k) != got.get(k))

@@ -87,7 +87,6 @@ class HeldOut:
             batch = self.draw(tuple(x.shape), model.statistics, generator)
             cov, noise, x = batch.cov.to(device), normal(x.shape, generator, x.cpu()).to(device), x.to(device)
             terms = loss(model, x, cov, noise, 1.0)
-            energy = -model.log_prob(x + cov.color(noise), cov) / x[0].numel()
             level = cov.values.log10().flatten(1).mean(1)
-            rows.append([v.detach().cpu() for v in (batch.family, level, terms.a_dsm, terms.a_csm, energy)])
+            rows.append([v.detach().cpu() for v in (batch.family, level, terms.a_dsm, terms.a_csm, terms.energy / x[0].numel())])
         return Report(self.families, *(torch.cat(column) for column in zip(*rows, strict=True)))

@@ -92,7 +92,8 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
     parts = parts or build_parts(config)
     store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint, to_dict(config))
     snapshot = None if (path := store.latest()) is None else Snapshot.read(path)
-    with torch.random.fork_rng():
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed_from(config.seed, "weights"))
         model = parts.model(fit_statistics(config, parts.data, snapshot)).to(accelerator.device)
     optimiser = torch.optim.Adam(model.parameters(), betas=config.optimiser.betas, eps=config.optimiser.epsilon)
@@ -116,10 +117,9 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
                 watcher.on_evaluate(state, report)
 
     started, first, sums, since = time.monotonic(), state.images, torch.zeros(4), state.step
-    for watcher in watchers:
-        watcher.on_start(state, config)
-    with torch.random.fork_rng(), _stop_requested() as stop, contextlib.ExitStack() as at_end:
+    with torch.random.fork_rng(devices), _stop_requested() as stop, contextlib.ExitStack() as at_end:
         for watcher in watchers:
+            watcher.on_start(state, config)
             at_end.callback(watcher.on_end, state)
         while state.images < config.images:
             # One optimiser step: the pieces of the batch that belong to this process, then Adam and the average.

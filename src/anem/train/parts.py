@@ -16,7 +16,7 @@ from anem.data import load_dataset
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
-from anem.train.checkpoint import Snapshot
+from anem.train.checkpoint import Snapshot, load_exactly
 from anem.train.config import TrainConfig, from_dict
 from anem.train.evaluate import HeldOut
 
@@ -33,7 +33,7 @@ class Parts:
         held_out: another such data set, or None for no evaluation.
         draw: (shape, statistics, generator) to a noise batch with ``cov`` and ``family`` (B,).
         families: names of the noise families.
-        loss: (model, x, cov, noise, weight) to terms ``total`` (), ``a_dsm`` (B,), ``a_csm`` (B,).
+        loss: (model, x, cov, noise, weight) to terms ``total`` (), and ``a_dsm``, ``a_csm``, ``energy`` (B,).
     """
 
     model: Callable[[DataStatistics], nn.Module]
@@ -64,7 +64,7 @@ def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) ->
         if "spectrum" not in tensors:
             raise ValueError(f"checkpoint {snapshot.path}: of another model: wanted data statistics, got none")
         statistics = DataStatistics(*tensors["spectrum"].shape, [int(k[3:]) for k in tensors if k.startswith("dct")])
-        statistics.load_state_dict(tensors)
+        load_exactly(statistics, tensors, snapshot.path)
         return statistics
     n = min(len(data), config.statistics_images)
     generator = torch.Generator().manual_seed(seed_from(config.seed, "statistics"))
