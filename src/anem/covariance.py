@@ -44,6 +44,10 @@ class Basis(ABC):
         """Squared coordinates |B x|² of an image, symmetrised: for Fourier exactly the squared modulus of the unitary DFT."""
         return self.symmetrise(self.forward(x).square())
 
+    @abstractmethod
+    def pixel_variance(self, values: Tensor) -> Tensor:
+        """Diagonal of Bᵀ diag(v) B in pixels, (B, C, H, W): the variance in each pixel of noise with variances v."""
+
     def frequencies(self, height: int, width: int) -> Tensor | None:
         """Frequency of every coordinate in cycles per pixel, (2, H, W) in [−½, ½], or None where it means nothing."""
         return None
@@ -75,6 +79,9 @@ class Pixel(Basis):
 
     def inverse(self, z: Tensor) -> Tensor:
         return z
+
+    def pixel_variance(self, values: Tensor) -> Tensor:
+        return values
 
 
 class _Hartley(torch.autograd.Function):
@@ -114,6 +121,9 @@ class Fourier(Basis):
     def symmetrise(self, v: Tensor) -> Tensor:
         return 0.5 * (v + v.flip(-2, -1).roll((1, 1), (-2, -1)))
 
+    def pixel_variance(self, values: Tensor) -> Tensor:
+        return values.mean((-2, -1), keepdim=True).expand_as(values)
+
     def frequencies(self, height: int, width: int) -> Tensor:
         fy, fx = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
         return torch.stack(torch.meshgrid(fy, fx, indexing="ij"))
@@ -149,6 +159,9 @@ class BlockDCT(Basis):
     def inverse(self, z: Tensor) -> Tensor:
         return self._transform(z, self._matrix.T)
 
+    def pixel_variance(self, values: Tensor) -> Tensor:
+        return self._transform(values, self._matrix.T.square())
+
     def frequencies(self, height: int, width: int) -> Tensor:
         f = torch.arange(self.size) / (2 * self.size)
         fy, fx = f.repeat(height // self.size), f.repeat(width // self.size)
@@ -182,6 +195,9 @@ class Mixed(Basis):
     def inverse(self, z: Tensor) -> Tensor:
         return self._each(z, "inverse")
 
+    def pixel_variance(self, values: Tensor) -> Tensor:
+        return self._each(values, "pixel_variance")
+
     def symmetrise(self, v: Tensor) -> Tensor:
         return self._each(v, "symmetrise")
 
@@ -209,7 +225,7 @@ def as_basis(basis: Basis | str) -> Basis:
     raise ValueError(f"unknown basis {basis!r}: wanted 'pixel', 'fourier' or 'dctF' with F the block side, such as 'dct2'")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Covariance:
     """Σ = Bᵀ diag(λ) B for a batch of images.
 
@@ -223,13 +239,15 @@ class Covariance:
     """
 
     values: Tensor
-    basis: Basis | str = "pixel"
-    check: bool = True
+    basis: Basis
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "basis", as_basis(self.basis))
-        if not self.check:
-            return
+    def __init__(self, values: Tensor, basis: Basis | str = "pixel", check: bool = True) -> None:
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "basis", as_basis(basis))
+        if check:
+            self._check()
+
+    def _check(self) -> None:
         v = self.values
         if v.ndim != 4:
             raise ValueError(f"covariance: values must have shape (B, C, H, W), got {tuple(v.shape)}")
@@ -243,8 +261,8 @@ class Covariance:
     @classmethod
     def white(cls, variance: float | Tensor, shape: Sequence[int], basis: Basis | str = "pixel", like: Tensor | None = None) -> Covariance:
         """σ² I for images of ``shape`` (B, C, H, W), described in ``basis``; ``variance`` a number or (B,)."""
-        options = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        v = torch.as_tensor(variance, **options)
+        dtype, device = (None, None) if like is None else (like.dtype, like.device)
+        v = torch.as_tensor(variance, dtype=dtype, device=device)
         v = v if v.is_floating_point() else v.to(torch.get_default_dtype())
         return cls(v.reshape(-1, 1, 1, 1).expand(tuple(shape)).contiguous(), basis)
 

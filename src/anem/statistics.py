@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anem.covariance import Basis, BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.marginal import ScalarMixture
 
 __all__ = ["VARIANCE_FLOOR", "DataStatistics"]
 
@@ -17,6 +18,8 @@ VARIANCE_FLOOR = 1 / (12 * 256**2)
 
 class DataStatistics(nn.Module):
     """Mean μ (one number a channel, the same in all bases) and data variance c about it, in every basis.
+
+    The distribution of single pixel values is kept too, as a scalar mixture (:class:`ScalarMixture`).
 
     Pixel: one variance a channel. Fourier: the mean power spectrum, on the FFT grid of the fitted size and interpolated over
     frequency for others. Block DCT: one variance a coefficient of the block. All are floored at :data:`VARIANCE_FLOOR`.
@@ -40,6 +43,7 @@ class DataStatistics(nn.Module):
         self.register_buffer("largest_eigenvalue", torch.ones(()))
         for f in self.dct:
             self.register_buffer(f"dct{f}", torch.ones(channels, f, f))
+        self.marginal = ScalarMixture(channels)
         self._cache: dict = {}
 
     @classmethod
@@ -62,6 +66,8 @@ class DataStatistics(nn.Module):
         for f in stats.dct:
             blocks = power[f"dct{f}"].reshape(c, h // f, f, w // f, f).mean((1, 3))
             stats.get_buffer(f"dct{f}").copy_(blocks.clamp_min(floor))
+        values = images.transpose(0, 1).flatten(1)
+        stats.marginal.fit(values[:, :: max(1, values.shape[1] // 30_011)])
         # The data about μ are close to stationary; correlated channels add up.
         stats.largest_eigenvalue.copy_(stats.spectrum.sum(0).max())
         return stats

@@ -1,0 +1,305 @@
+"""p(Σ): the covariances a model is trained on.
+
+A family is data: a name, a basis and a function that draws log-variances for n images at once. Add one by passing a longer tuple of
+families; nothing else changes. Most families draw two levels, of what is observed and of what is not, and a point τ on the path
+λ_T^{1−τ} λ_0^τ that sampling follows from there, because that path leaves the family (a blur's powers are no blur).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from anem.covariance import BlockDCT, Covariance, Mixed, as_basis
+from anem.statistics import DataStatistics
+
+__all__ = ["FAMILIES", "Family", "NoiseBatch", "NoiseConfig", "NoiseDraw", "draw_covariances"]
+
+
+@dataclass(frozen=True)
+class NoiseDraw:
+    """What a family is given: the size of its share of the batch, the range of log λ, and the source of randomness.
+
+    ``low`` and ``high`` bound log λ; ``shape`` is (n, C, H, W).
+    """
+
+    shape: tuple[int, int, int, int]
+    low: float
+    high: float
+    generator: torch.Generator
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return torch.rand(shape, generator=self.generator)
+
+    def level(self) -> Tensor:
+        """A log-variance for each image, uniform in [low, high], (n, 1, 1, 1)."""
+        return self.low + (self.high - self.low) * self.rand(self.shape[0], 1, 1, 1)
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Pixel coordinates, (1, 1, H, 1) and (1, 1, 1, W)."""
+        _, _, h, w = self.shape
+        return torch.arange(h).view(1, 1, h, 1), torch.arange(w).view(1, 1, 1, w)
+
+    def channels_apart(self, draw: Callable[[], Tensor]) -> Tensor:
+        """``draw()``, and for a quarter of colour images an independent draw in every channel."""
+        n, c, h, w = self.shape
+        together = draw().expand(n, 1, h, w)
+        if c == 1:
+            return together
+        apart = torch.cat([draw().expand(n, 1, h, w) for _ in range(c)], 1)
+        return torch.where(self.rand(n, 1, 1, 1) < 0.25, apart, together)
+
+    def two_levels(self, hidden: Tensor) -> Tensor:
+        """Independent levels where ``hidden`` and elsewhere; for a quarter of the images hidden means λ_max."""
+        inside = torch.where(self.rand(self.shape[0], 1, 1, 1) < 0.25, torch.tensor(self.high), self.level())
+        return torch.where(hidden, inside, self.level())
+
+    def along_path(self, log_start: Tensor) -> Tensor:
+        """A point of the geometric path from λ_T towards min(λ_0, λ_T); for a third of the images its start."""
+        n = self.shape[0]
+        start = log_start.clamp(self.low, self.high)
+        end = torch.minimum(self.low + (math.log(1e-5) - self.low) * self.rand(n, 1, 1, 1), start)
+        tau = self.rand(n, 1, 1, 1) * (self.rand(n, 1, 1, 1) > 1 / 3)
+        return start + tau * (end - start)
+
+    def smooth_field(self, count: int = 1) -> Tensor:
+        """Random fields of unit amplitude, periodic, with a random correlation length, (n, count, H, W)."""
+        n, _, h, w = self.shape
+        fy, fx = torch.fft.fftfreq(h).view(h, 1), torch.fft.rfftfreq(w).view(1, -1)
+        length = 2.0 ** (1 + 3 * self.rand(n, 1, 1, 1))
+        noise = torch.randn(n, count, h, w, generator=self.generator)
+        low_pass = torch.exp(-0.5 * (2 * math.pi * length) ** 2 * (fy**2 + fx**2) / 4)
+        smooth = torch.fft.irfft2(torch.fft.rfft2(noise) * low_pass, s=(h, w))
+        return smooth / smooth.std((2, 3), keepdim=True).clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of covariance. ``log_variance(draw)`` returns log λ, broadcastable to (n, C, H, W)."""
+
+    name: str
+    basis: str
+    weight: float
+    log_variance: Callable[[NoiseDraw], Tensor]
+
+
+def white(draw: NoiseDraw) -> Tensor:
+    """σ² I."""
+    return draw.level()
+
+
+def box(draw: NoiseDraw) -> Tensor:
+    """A rectangle: centred squares, horizontal bands, halves, and any box, in equal shares."""
+    n, _, h, w = draw.shape
+    side = 1 + (draw.rand(n, 1, 1, 1) * min(h, w)).floor()
+    tall, wide = 1 + (draw.rand(n, 1, 1, 1) * h).floor(), 1 + (draw.rand(n, 1, 1, 1) * w).floor()
+    kind = (draw.rand(n, 1, 1, 1) * 4).floor()
+    height = torch.where(kind == 0, side, torch.where(kind == 3, torch.full_like(side, h // 2), tall))
+    width = torch.where(kind == 0, side, torch.where(kind == 2, wide, torch.full_like(side, w)))
+    top = torch.where(kind == 2, (draw.rand(n, 1, 1, 1) * (h - height + 1)).floor(), (h - height) // 2)
+    top = torch.where(kind == 3, (draw.rand(n, 1, 1, 1) < 0.5) * (h - height), top)
+    left = torch.where(kind == 2, (draw.rand(n, 1, 1, 1) * (w - width + 1)).floor(), (w - width) // 2)
+    y, x = draw.grid()
+    turned = (draw.rand(n, 1, 1, 1) < 0.5) & (kind == 3) & (h == w)
+    y, x = torch.where(turned, x.view(1, 1, 1, w), y), torch.where(turned, y.view(1, 1, h, 1), x)
+    return draw.two_levels((y >= top) & (y < top + height) & (x >= left) & (x < left + width))
+
+
+def random_pixels(draw: NoiseDraw) -> Tensor:
+    """Every pixel hidden with a probability of its image's own."""
+    n, _, h, w = draw.shape
+    return draw.channels_apart(lambda: draw.two_levels(draw.rand(n, 1, h, w) < draw.rand(n, 1, 1, 1)))
+
+
+def smooth_map(draw: NoiseDraw) -> Tensor:
+    """log λ a smooth random field."""
+    amplitude = draw.rand(draw.shape[0], 1, 1, 1) * (draw.high - draw.low) / 4
+    return draw.channels_apart(lambda: draw.level() + amplitude * draw.smooth_field())
+
+
+def level_map(draw: NoiseDraw) -> Tensor:
+    """Every pixel takes one of four levels, at random or by a smooth field's ranks: what guided paths pass through."""
+    n, _, h, w = draw.shape
+    levels = torch.cat([draw.level() for _ in range(4)], 1).expand(n, 4, h, w)
+    scattered = draw.rand(n, 1, h, w)
+    patched = 0.5 * (1 + torch.erf(draw.smooth_field() / 2**0.5))
+    position = torch.where(draw.rand(n, 1, 1, 1) < 0.5, scattered, patched)
+    return levels.gather(1, (position * 4).long().clamp(0, 3))
+
+
+def _kernel_response(profile: Tensor, frequency: Tensor) -> Tensor:
+    """|h| of symmetric taps around 0: profile (n, 1, 1, taps), frequency (F,) to (n, 1, 1, F)."""
+    taps = profile.shape[-1]
+    position = torch.arange(taps) - taps // 2
+    phase = 2 * math.pi * position[:, None] * frequency[None, :]
+    return (profile @ torch.cos(phase)).square().add((profile @ torch.sin(phase)).square()).sqrt()
+
+
+def gaussian_blur(draw: NoiseDraw) -> Tensor:
+    """σ²/|h|² of Gaussian kernels, std 0.3 to 3, of 8 × 8 taps or as wide as the image, then along the path."""
+    n, _, h, w = draw.shape
+    std = 0.3 * 10 ** draw.rand(n, 1, 1, 1)
+    reach = torch.where(draw.rand(n, 1, 1, 1) < 0.5, 4, max(h, w))
+    response = 1.0
+    for size, axis in ((h, 2), (w, 3)):
+        position = torch.arange(size) - size // 2
+        inside = (position >= -reach) & (position < reach)
+        taps = torch.exp(-0.5 * (position / std) ** 2) * inside
+        one = _kernel_response(taps / taps.sum(-1, keepdim=True), torch.fft.fftfreq(size))
+        response = response * (one.transpose(2, 3) if axis == 2 else one)
+    return draw.along_path(draw.level() - 2 * response.clamp_min(1e-12).log())
+
+
+def motion_blur(draw: NoiseDraw) -> Tensor:
+    """σ²/|h|² of a straight uniform streak, length 2 to 12 pixels, any direction, then along the path."""
+    n, _, h, w = draw.shape
+    length = 2 + 10 * draw.rand(n, 1, 1, 1)
+    angle = math.pi * draw.rand(n, 1, 1, 1)
+    fy, fx = torch.fft.fftfreq(h).view(1, 1, h, 1), torch.fft.fftfreq(w).view(1, 1, 1, w)
+    response = torch.sinc(length * (fx * torch.cos(angle) + fy * torch.sin(angle))).abs()
+    log_start = draw.level() - 2 * response.clamp_min(1e-12).log()
+    even = 0.5 * (log_start + log_start.flip(-2, -1).roll((1, 1), (-2, -1)))
+    return draw.along_path(even)
+
+
+def box_filter(draw: NoiseDraw) -> Tensor:
+    """σ²/|h|² of the full-size box filter of ×2 or ×4 super-resolution (the paper's Fourier form), then along the path."""
+    n, _, h, w = draw.shape
+    factor = torch.where(draw.rand(n, 1, 1, 1) < 0.5, 2, 4)
+    response = 1.0
+    for size, axis in ((h, 2), (w, 3)):
+        position = torch.arange(size) - size // 2
+        inside = (position >= -(factor // 2)) & (position < factor - factor // 2)
+        one = _kernel_response(inside / factor, torch.fft.fftfreq(size))
+        response = response * (one.transpose(2, 3) if axis == 2 else one)
+    return draw.along_path(draw.level() - 2 * response.clamp_min(1e-12).log())
+
+
+def smooth_spectrum(draw: NoiseDraw) -> Tensor:
+    """log λ a line in log frequency plus a smooth even field."""
+    n, _, h, w = draw.shape
+    fy, fx = torch.fft.fftfreq(h).view(1, 1, h, 1), torch.fft.fftfreq(w).view(1, 1, 1, w)
+    radius = torch.log(64 * (fy**2 + fx**2).sqrt().clamp_min(1 / 64)) / math.log(64 * 0.7)
+    slope = (draw.rand(n, 1, 1, 1) - 0.25) * (draw.high - draw.low)
+    amplitude = draw.rand(n, 1, 1, 1) * (draw.high - draw.low) / 8
+    bumps = draw.smooth_field()
+    bumps = bumps + bumps.flip(-2, -1).roll((1, 1), (-2, -1))
+    return draw.level() + slope * (radius - draw.rand(n, 1, 1, 1)) + amplitude * bumps
+
+
+def _block_levels(draw: NoiseDraw, size: int, coarse_only: bool) -> Tensor:
+    n, _, h, w = draw.shape
+    if coarse_only:
+        first = torch.zeros(1, 1, size, size, dtype=torch.bool)
+        first[..., 0, 0] = True
+        block = draw.two_levels(~first)
+    else:
+        spread = draw.rand(n, 1, 1, 1) * (draw.high - draw.low)
+        block = draw.level() + spread * (draw.rand(n, 1, size, size) - 0.5)
+    return block.expand(n, 1, size, size).repeat(1, 1, h // size, w // size)
+
+
+def block_means(size: int) -> Callable[[NoiseDraw], Tensor]:
+    """One level for the block means and one for the rest: ×size super-resolution and its paths."""
+    return lambda draw: _block_levels(draw, size, True)
+
+
+def block_levels(size: int) -> Callable[[NoiseDraw], Tensor]:
+    """A level for every coefficient of the block."""
+    return lambda draw: _block_levels(draw, size, False)
+
+
+FAMILIES: tuple[Family, ...] = (
+    Family("white", "pixel", 0.08, white),
+    Family("box", "pixel", 0.18, box),
+    Family("random-pixels", "pixel", 0.10, random_pixels),
+    Family("smooth-map", "pixel", 0.07, smooth_map),
+    Family("level-map", "pixel", 0.07, level_map),
+    Family("white-fourier", "fourier", 0.07, white),
+    Family("gaussian-blur", "fourier", 0.10, gaussian_blur),
+    Family("motion-blur", "fourier", 0.05, motion_blur),
+    Family("box-filter", "fourier", 0.05, box_filter),
+    Family("smooth-spectrum", "fourier", 0.06, smooth_spectrum),
+    Family("white-dct2", "dct2", 0.02, white),
+    Family("block-means-2", "dct2", 0.04, block_means(2)),
+    Family("block-levels-2", "dct2", 0.02, block_levels(2)),
+    Family("white-dct4", "dct4", 0.02, white),
+    Family("block-means-4", "dct4", 0.05, block_means(4)),
+    Family("block-levels-4", "dct4", 0.02, block_levels(4)),
+)
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The distribution p(Σ).
+
+    Arguments:
+        lambda_min: smallest variance. lambda_max: largest, None for the data's own "not observed" (30 × the largest eigenvalue).
+        weights: probability weights by family name that replace the defaults; 0 leaves a family out.
+        only: if given, just these families, with their weights.
+    """
+
+    lambda_min: float = 1e-8
+    lambda_max: float | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lambda_min < (self.lambda_max or math.inf):
+            raise ValueError(f"noise: wanted 0 < lambda_min < lambda_max, got {self.lambda_min} and {self.lambda_max}")
+        unknown = (set(self.weights) | set(self.only)) - set(self.family_names)
+        if unknown:
+            raise ValueError(f"noise: unknown families {sorted(unknown)}: wanted some of {', '.join(self.family_names)}")
+
+    @property
+    def family_names(self) -> tuple[str, ...]:
+        """Names of all families, in the order of the indices of :class:`NoiseBatch`."""
+        return tuple(f.name for f in FAMILIES)
+
+    def family_weights(self, families: tuple[Family, ...] = FAMILIES) -> Tensor:
+        """Probability weights, (families,)."""
+        weights = [self.weights.get(f.name, f.weight) * (not self.only or f.name in self.only) for f in families]
+        return torch.tensor(weights)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseBatch:
+    """Covariances of a batch and the family each came from, (B,) int64."""
+
+    cov: Covariance
+    family: Tensor
+
+
+def draw_covariances(
+    shape: tuple[int, int, int, int],
+    statistics: DataStatistics,
+    config: NoiseConfig,
+    generator: torch.Generator,
+    families: tuple[Family, ...] = FAMILIES,
+) -> NoiseBatch:
+    """Draw Σ for a batch of images.
+
+    Arguments:
+        shape: (B, C, H, W). statistics: for the default λ_max. generator: a CPU generator; the draw depends on nothing else.
+        families: the kinds of covariance; block DCT families that do not fit the image size are left out.
+    """
+    batch, channels, height, width = shape
+    bases = [as_basis(f.basis) for f in families]
+    fits = torch.tensor([not isinstance(b, BlockDCT) or (height % b.size == 0 and width % b.size == 0) for b in bases])
+    weights = config.family_weights(families) * fits
+    low, high = math.log(config.lambda_min), math.log(config.lambda_max or statistics.lambda_max)
+    family = torch.multinomial(weights, batch, replacement=True, generator=generator).sort().values
+    parts = []
+    for index in family.unique().tolist():
+        count = int((family == index).sum())
+        draw = NoiseDraw((count, channels, height, width), low, high, generator)
+        parts.append(families[index].log_variance(draw).clamp(low, high).expand(count, channels, height, width))
+    names = list(dict.fromkeys(f.basis for f in families))
+    index = torch.tensor([names.index(f.basis) for f in families])[family]
+    basis = Mixed([as_basis(n) for n in names], index)
+    return NoiseBatch(Covariance(torch.cat(parts).exp(), basis, check=False), family)

@@ -1,0 +1,121 @@
+"""The distribution of single pixel values: a scalar Gaussian mixture per channel, and what one noisy scalar says under it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = ["ScalarMixture"]
+
+_MIN_VARIANCE = 1e-8
+
+
+class _LogDensity(torch.autograd.Function):
+    """(m, τ) ↦ (log p, P_1) for p(m, τ) a density blurred by N(0, τ).
+
+    ∂P_n/∂m = P_{n+1} − P_n P_1, and the heat equation ∂p/∂τ = ½ ∂²p/∂m² gives ∂P_n/∂τ = ½(P_{n+2} − P_n P_2): all derivatives are
+    polynomials in ratios computed once, so nothing is differentiated through the components.
+    """
+
+    @staticmethod
+    def forward(ctx, m: Tensor, variance: Tensor, *ratios: Tensor):
+        ctx.save_for_backward(m, variance, *ratios)
+        return ratios[0].clone(), ratios[1].clone()
+
+    @staticmethod
+    def backward(ctx, grad_log: Tensor, grad_score: Tensor):
+        m, variance, *ratios = ctx.saved_tensors
+        p1, p2, p3 = _Ratios.apply(m, variance, *ratios[1:])
+        grad_m = grad_log * p1 + grad_score * (p2 - p1 * p1)
+        grad_variance = 0.5 * (grad_log * p2 + grad_score * (p3 - p1 * p2))
+        return grad_m, grad_variance, *[None] * len(ratios)
+
+
+class _Ratios(torch.autograd.Function):
+    """(m, τ) ↦ (P_1, P_2, P_3), differentiable once more."""
+
+    @staticmethod
+    def forward(ctx, m: Tensor, variance: Tensor, *p: Tensor):
+        ctx.save_for_backward(*p)
+        return tuple(x.clone() for x in p[:3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        p = ctx.saved_tensors
+        grad_m = sum(g * (p[n + 1] - p[n] * p[0]) for n, g in enumerate(grads))
+        grad_variance = sum(0.5 * g * (p[n + 2] - p[n] * p[1]) for n, g in enumerate(grads))
+        return grad_m, grad_variance, *[None] * len(p)
+
+
+class ScalarMixture(nn.Module):
+    """Σ_j π_j N(m_j, s_j) for the values of one pixel, one mixture a channel.
+
+    Arguments:
+        channels: C. components: K.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def __init__(self, channels: int, components: int = 12) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.full((channels, components), 1 / components))
+        self.register_buffer("means", torch.zeros(channels, components))
+        self.register_buffer("variances", torch.ones(channels, components))
+
+    @torch.no_grad()
+    def fit(self, values: Tensor, steps: int = 200) -> None:
+        """Expectation-maximisation on values (C, N); half of the means start on quantiles, half evenly over the range.
+
+        At its fixed points the mixture has exactly the mean and the variance of the values.
+        """
+        k = self.weights.shape[1]
+        for channel, x in enumerate(values.double()):
+            quantiles = torch.quantile(x[:: max(1, len(x) // 100_000)], (torch.arange(k - k // 2) + 0.5).double() / (k - k // 2))
+            spread = torch.linspace(float(x.min()), float(x.max()), k // 2 + 2, dtype=x.dtype)[1:-1]
+            m = torch.cat([quantiles, spread])
+            # Start each component as narrow as its neighbourhood is dense: wide starts would all merge inside a spike.
+            nearest = (m[:, None] - m).abs().fill_diagonal_(float(x.max() - x.min())).min(1).values
+            s = (nearest / 2).square().clamp_min(_MIN_VARIANCE)
+            p = torch.full_like(m, 1 / k)
+            for _ in range(steps):
+                log = p.log() - 0.5 * s.log() - 0.5 * (x[:, None] - m).square() / s
+                r = torch.softmax(log, 1)
+                n = r.sum(0).clamp_min(1e-9)
+                m = (r * x[:, None]).sum(0) / n
+                s = ((r * (x[:, None] - m).square()).sum(0) / n).clamp_min(_MIN_VARIANCE)
+                p = n / len(x)
+            self.weights[channel], self.means[channel], self.variances[channel] = p, m, s
+
+    @torch.no_grad()
+    def _ratios(self, m: Tensor, variance: Tensor, order: int) -> list[Tensor]:
+        """log p and P_n = ∂ⁿp/∂mⁿ / p for n = 1 … order, (B, C, H, W) each, by the Hermite recursion of every component."""
+        p, mean, s = (b.to(m)[:, :, None, None] for b in (self.weights, self.means, self.variances))
+        t = s + variance[:, :, None]
+        gap = m[:, :, None] - mean
+        log = p.clamp_min(1e-30).log() - 0.5 * (t.log() + gap.square() / t)
+        total = torch.logsumexp(log, 2, keepdim=True)
+        share = torch.exp(log - total)
+        # In units of √variance, which keeps high powers of narrow components in range.
+        step = variance[:, :, None].sqrt()
+        first, curvature = -gap / t * step, -variance[:, :, None] / t
+        ratios, before, now = [total[:, :, 0] - 0.5 * math.log(2 * math.pi)], torch.ones_like(first), first
+        for n in range(1, order + 1):
+            ratios.append((share * now).sum(2) / variance.pow(n / 2))
+            before, now = now, first * now + n * curvature * before
+        return ratios
+
+    def forward(self, m: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(m) in nats and E[x given m], both (B, C, H, W), for an observation m = x + N(0, variance) of every pixel.
+
+        Arguments:
+            m, variance: (B, C, H, W); the results are twice differentiable in both.
+        """
+        ratios = self._ratios(m, variance, 5 if torch.is_grad_enabled() else 1)
+        log_p, score = _LogDensity.apply(m, variance, *ratios) if torch.is_grad_enabled() else ratios
+        return log_p, m + variance * score

@@ -1,0 +1,203 @@
+"""The learned energy: an exactly normalised base plus a network correction that vanishes at the anchor.
+
+With ρ = B(y − μ), c the data variance in the basis, t = c + λ and a = c/t,
+
+    U = Σ_k ½[ρ_k²/t_k + log 2πt_k]                             exact for Gaussian data
+      + Σ_p (1 + g_p) δ_p                                       single pixels are not Gaussian
+      + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p          the rest
+
+F, e and g are outputs of one U-Net. δ_p compares a scalar mixture with a Gaussian prior for pixel p, both seen through the scalar
+observation of that pixel which the Gaussian base makes of (y, Σ): with v and w the pixel variances of cλ/t and c²/t, it is
+μ + (v + w)/w · (Bᵀ ρa)_p with noise variance v(v + w)/w. In the pixel basis this is (y_p, λ_p) itself and U with g = F = e = 0 is the exact
+energy of independent mixture pixels; in other bases it is one step of expectation propagation. α_p = w/(v + w), which is a in pixels.
+δ, α and √a vanish as λ → ∞, so U is normalised there by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from anem.covariance import Basis, Covariance
+from anem.energy import EnergyModel, Evaluation
+from anem.nn.embedding import spectral_features
+from anem.nn.unet import UNet
+from anem.statistics import DataStatistics
+
+__all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network.
+
+    Arguments:
+        channels, blocks, attention, stem, embedding, norm, dropout: see :class:`anem.nn.unet.UNet`.
+        form: "anchored", the energy of this module; "inner", the paper's ½⟨y, s(y, Σ)⟩ plus one constant fitted after training.
+        marginal: use the pixel marginals δ (anchored form only).
+    """
+
+    channels: tuple[int, ...] = (48, 96)
+    blocks: tuple[int, ...] = (2, 3)
+    attention: tuple[int, ...] = ()
+    stem: int = 2
+    embedding: int = 32
+    norm: int = 0
+    dropout: float = 0.0
+    form: str = "anchored"
+    marginal: bool = True
+
+    def __post_init__(self) -> None:
+        if self.form not in ("anchored", "inner"):
+            raise ValueError(f"form: wanted 'anchored' or 'inner', got {self.form!r}")
+        if len(self.channels) != len(self.blocks):
+            raise ValueError(f"blocks: wanted one number a level, {len(self.channels)}, got {len(self.blocks)}")
+
+    @classmethod
+    def preset(cls, name: str) -> NetworkConfig:
+        """A named shape: "tiny" (tests, 8×8), "small" (CPU) or "paper" (EDM-scale, GPU)."""
+        presets = {
+            "tiny": cls(channels=(32, 48), blocks=(1, 1), stem=1, embedding=16),
+            "small": cls(),
+            "paper": cls((128, 256, 256, 256), (4, 4, 4, 4), attention=(2,), stem=1, embedding=128, norm=32, dropout=0.1),
+        }
+        if name not in presets:
+            raise ValueError(f"preset: wanted one of {', '.join(presets)}, got {name!r}")
+        return presets[name]
+
+    def override(self, **changes: object) -> NetworkConfig:
+        """The same shape with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingGradients:
+    """Energy (B,) and its gradients in basis coordinates (B, C, H, W), all differentiable in the parameters."""
+
+    energy: Tensor
+    grad_coordinates: Tensor
+    grad_logvar: Tensor
+
+
+class EnergyNetwork(EnergyModel):
+    """U(y, Σ) as described in the module's docstring.
+
+    Arguments:
+        config: shape of the network.
+        statistics: of the data; they travel with the weights.
+    """
+
+    offset: Tensor
+
+    def __init__(self, config: NetworkConfig, statistics: DataStatistics) -> None:
+        super().__init__()
+        self.config = config
+        self.statistics = statistics
+        colours = len(statistics.mean)
+        anchored = config.form == "anchored"
+        features = (2 + 2 * config.marginal if anchored else 1) * colours
+        outputs = colours + 2 if anchored else colours
+        self.unet = UNet(
+            features, 2 * colours, outputs, config.channels, config.blocks, config.attention, config.stem, config.embedding, config.norm, config.dropout
+        )
+        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
+        self._windows: dict[tuple, Tensor] = {}
+
+    # Base energy: closed forms in coordinates
+
+    def _base(self, rho: Tensor, variances: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy (B,) of the part without a network, and its gradients in ρ and in log λ."""
+        t = c + variances
+        normaliser = torch.log(2 * math.pi * t) if self.config.form == "anchored" else torch.zeros_like(t)
+        energy = 0.5 * (rho.square() / t + normaliser).flatten(1).sum(1)
+        grad_logvar = 0.5 * (variances / t) * ((1 if self.config.form == "anchored" else 0) - rho.square() / t)
+        return energy + self.offset.to(energy), rho / t, grad_logvar
+
+    # Correction: everything a network has a part in
+
+    def _correction(self, rho: Tensor, logvar: Tensor, basis: Basis, c: Tensor) -> Tensor:
+        """U minus the base energy, (B,), differentiable in ρ and log λ."""
+        variances = logvar.exp()
+        t = c + variances
+        a = c / t
+        white = rho * t.rsqrt()
+        if self.config.form == "inner":
+            ratio = basis.pixel_variance(variances).log() - basis.pixel_variance(c.expand_as(t)).log()
+            (f,) = self._network([basis.inverse(white)], ratio, logvar - c.log(), basis, (rho.shape[1],))
+            return 0.5 * (white * (1 + c / variances).pow(0.25) * basis.forward(f)).flatten(1).sum(1)
+        v = basis.pixel_variance(a * variances)
+        w = basis.pixel_variance(a * c)
+        spread = v + w
+        ratio = v / w  # λ/c of the scalar observation
+        mean = basis.inverse(rho * a)
+        scale = spread.rsqrt()
+        features = [basis.inverse(white), mean * scale]
+        delta = None
+        if self.config.marginal:
+            centre = self.statistics.mean_image(rho)
+            shift, noise = mean * (1 + ratio), spread * ratio
+            log_p, posterior = self.statistics.marginal(centre + shift, noise)
+            delta = -0.5 * (torch.log(2 * math.pi * (spread + noise)) + shift.square() / (spread + noise)) - log_p
+            features += [(posterior - centre) * scale, delta / 4]
+        outputs = self._network(features, ratio.log(), logvar - c.log(), basis, (rho.shape[1], 1, 1))
+        field, density, gate = (o.to(rho) for o in outputs)
+        local = density[:, 0] / (1 + ratio).mean(1)
+        if delta is not None:
+            local = local + (1 + gate[:, 0]) * delta.sum(1)
+        inner = white * (1 + c / variances).pow(0.25) * a.sqrt() * basis.forward(field)
+        return local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
+
+    def _network(self, features: list[Tensor], ratio: Tensor, log_ratio: Tensor, basis: Basis, split: Sequence[int]) -> Sequence[Tensor]:
+        """The U-Net on image-space features and the log noise-to-data ratio, padded to a size it can halve."""
+        dtype = self.unet.enter.weight.dtype
+        height, width = ratio.shape[-2:]
+        extra = (0, -width % self.unet.multiple, 0, -height % self.unet.multiple)
+        noise_map = torch.cat([ratio / 8, torch.sigmoid(-ratio)], 1).to(dtype)
+        image = torch.cat([f.to(dtype) for f in features], 1)
+        summary = spectral_features(log_ratio.to(dtype), basis, self._windows)
+        if any(extra):
+            noise_map, image = pad(noise_map, extra), pad(image, extra)
+        return self.unet(image, noise_map, summary)[..., :height, :width].split(list(split), 1)
+
+    # Interface
+
+    def _setting(self, cov: Covariance, like: Tensor) -> Tensor:
+        return self.statistics.variance_in(cov.basis, *cov.shape[-2:], like)
+
+    def energy(self, y: Tensor, cov: Covariance) -> Tensor:
+        """U(y, Σ) in nats, (B,), differentiable in y, cov.values and the parameters."""
+        c = self._setting(cov, y)
+        rho = self.statistics.residual(y, cov.basis)
+        return self._base(rho, cov.values, c)[0] + self._correction(rho, cov.values.log(), cov.basis, c)
+
+    def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
+        """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
+        c = self._setting(cov, rho)
+        with torch.enable_grad(), self.unet.scope.inputs_only():
+            leaf = rho.detach().requires_grad_()
+            logvar = cov.values.detach().log().requires_grad_()
+            correction = self._correction(leaf, logvar, cov.basis, c)
+            grad_rho, grad_logvar = torch.autograd.grad(correction.sum(), (leaf, logvar), create_graph=create_graph)
+        base, base_rho, base_logvar = self._base(rho, cov.values, c)
+        return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
+
+    def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
+        """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c."""
+        with torch.no_grad():
+            basis, variances = cov.basis, cov.values
+            rho = self.statistics.residual(y, basis)
+            c = self._setting(cov, y)
+            base = self._base(rho, variances, c)
+            total = self.differentiable_gradients(rho, cov, create_graph=False)
+            grad_y = basis.inverse(total.grad_coordinates)
+            kappa = None
+            if self.config.form == "anchored":
+                extra = total.grad_coordinates - base[1]
+                extra_logvar = total.grad_logvar - basis.symmetrise(base[2])
+                kappa = c / (c + variances) - 2 * extra_logvar - variances * basis.symmetrise(extra * (extra + 2 * base[1]))
+            return Evaluation(y, cov, total.energy.detach(), grad_y, total.grad_logvar, kappa)
