@@ -1,0 +1,43 @@
+"""Posterior sampling: kernels that step down in noise, correctors that stay, schedules that say where to, and one loop over all three."""
+
+from anem.sample.chain import FINAL, Callback, Chain, ChainState, run_chain
+from anem.sample.correctors import MALA, ULA, Corrector, Info, State, Target
+from anem.sample.kernels import KERNELS, SDE2M, Ancestral, Bridge, Euler, Flow, FlowEuler, Kernel, Noise, Sandwich, as_kernel
+from anem.sample.posterior import Restoration, Sampler, sample_posterior, sample_prior, steps_within
+from anem.sample.restorer import EnergyRestorer
+from anem.sample.schedules import Geometric, Listed, Schedule, end_of_path
+
+__all__ = [
+    "FINAL",
+    "KERNELS",
+    "MALA",
+    "SDE2M",
+    "ULA",
+    "Ancestral",
+    "Bridge",
+    "Callback",
+    "Chain",
+    "ChainState",
+    "Corrector",
+    "EnergyRestorer",
+    "Euler",
+    "Flow",
+    "FlowEuler",
+    "Geometric",
+    "Info",
+    "Kernel",
+    "Listed",
+    "Noise",
+    "Restoration",
+    "Sampler",
+    "Sandwich",
+    "Schedule",
+    "State",
+    "Target",
+    "as_kernel",
+    "end_of_path",
+    "run_chain",
+    "sample_posterior",
+    "sample_prior",
+    "steps_within",
+]

@@ -1,0 +1,111 @@
+"""Paths of covariances from Σ_T down to Σ_0: a schedule says where to go next from where the chain is.
+
+It is asked once a step, with the model's evaluation at the current level, the end of the path and the steps left, so a path may
+follow what the model sees (per image and per coordinate) as well as a fixed plan, and every kernel works with every schedule.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anem.covariance import Covariance
+from anem.energy import Evaluation
+from anem.statistics import VARIANCE_FLOOR
+
+__all__ = ["Geometric", "Listed", "Schedule", "end_of_path", "check_step"]
+
+
+def end_of_path(start: Covariance, variance: float = VARIANCE_FLOOR) -> Covariance:
+    """Σ_0 with λ_0,k = min(``variance``, λ_T,k): coordinates measured better than that stay where they are."""
+    return start.replace(start.values.clamp_max(variance))
+
+
+class Schedule(ABC):
+    """A path of ``steps`` steps."""
+
+    steps: int
+
+    @abstractmethod
+    def end(self, start: Covariance) -> Covariance:
+        """Σ_0 of the path that starts at Σ_T."""
+
+    @abstractmethod
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        """Σ_s, the next covariance.
+
+        Arguments:
+            now: the model at the current level, its covariance Σ_t included.
+            end: Σ_0.
+            left: steps left, this one included; with one left the answer must be ``end``.
+        """
+
+    def rows(self, index: Tensor) -> Schedule:
+        """The schedule of the images ``index`` of the batch."""
+        return self
+
+
+@dataclass(frozen=True)
+class Geometric(Schedule):
+    """λ_t = λ_T^{1−τ} λ_0^τ with τ = (i/n)^p.
+
+    Arguments:
+        steps: n.
+        variance: λ_0 of :func:`end_of_path`, by default the variance of 8-bit rounding.
+        power: p; above 1 the first steps are shorter, below 1 the last ones.
+    """
+
+    steps: int = 50
+    variance: float = VARIANCE_FLOOR
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.variance > 0 or not self.power > 0:
+            raise ValueError(f"schedule: wanted steps >= 1, variance > 0 and power > 0, got {self.steps}, {self.variance}, {self.power}")
+
+    def end(self, start: Covariance) -> Covariance:
+        return end_of_path(start, self.variance)
+
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        if left == 1:
+            return end
+        tau, then = ((i / self.steps) ** self.power for i in (self.steps - left, self.steps - left + 1))
+        ratio = end.values / now.cov.values
+        return now.cov.replace(now.cov.values * ratio ** ((then - tau) / (1 - tau)))
+
+
+class Listed(Schedule):
+    """A path given level by level, for instance one recorded in a pilot run.
+
+    Arguments:
+        levels: Σ after each step, the last one Σ_0; every one with a batch of 1 or of the images' number.
+    """
+
+    def __init__(self, levels: Sequence[Covariance]) -> None:
+        if not levels:
+            raise ValueError("levels: wanted at least one covariance, got none")
+        self.levels = list(levels)
+        self.steps = len(self.levels)
+
+    def end(self, start: Covariance) -> Covariance:
+        return self.levels[-1].expand(len(start.values)).to(start.values)
+
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        return self.levels[-left].expand(len(now.y)).to(now.y)
+
+    def rows(self, index: Tensor) -> Schedule:
+        return Listed([level if len(level.values) == 1 else level[index.cpu()] for level in self.levels])
+
+
+def check_step(now: Covariance, target: Covariance) -> None:
+    """Raise ValueError unless ``target`` is a covariance in the same basis, of the same shape and nowhere above ``now``."""
+    if target.basis != now.basis or target.shape != now.shape:
+        raise ValueError(
+            f"schedule: wanted a covariance {tuple(now.shape)} in {now.basis.name!r}, got {tuple(target.shape)} in {target.basis.name!r}"
+        )
+    if not bool((torch.isfinite(target.values) & (target.values > 0) & (target.values <= now.values)).all()):
+        raise ValueError("schedule: wanted finite, positive variances that never increase")
