@@ -32,6 +32,7 @@ from anem.train.config import (
 )
 from anem.train.ema import EMA, ema_decay
 from anem.train.evaluate import HeldOut
+from anem.train.parts import network_config
 
 # Configuration
 
@@ -51,6 +52,13 @@ def test_toml_fills_nested_fields(tmp_path):
 def test_config_survives_json():
     config = TrainConfig(optimiser=OptimiserConfig(betas=(0.5, 0.6)), model=ModelConfig("tiny", {"a": 1}))
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_projects_own_configs_are_valid(path):
+    config = load_config(path)
+    network_config(config)
+    assert config.held_out is not None and config.held_out != config.data
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,14 @@ def test_from_dict_changes_only_the_given_fields_of_a_base():
 @dataclasses.dataclass
 class Needs:
     path: str
+
+
+def test_network_overrides_are_checked_like_the_rest():
+    assert network_config(TrainConfig(model=ModelConfig("tiny", {"dropout": 0.5, "channels": [8, 16]}))).channels == (8, 16)
+    with pytest.raises(ValueError, match="unknown key 'model.overrides.drop': did you mean 'dropout'"):
+        network_config(TrainConfig(model=ModelConfig("tiny", {"drop": 0.5})))
+    with pytest.raises(ValueError, match="wanted one of tiny"):
+        network_config(TrainConfig(model=ModelConfig("huge")))
 
 
 def test_missing_required_key():
@@ -185,11 +201,11 @@ def test_training_recovers_mean_and_variance(tmp_path):
     """Images: mean 0.5 + 1/512, std 0.2; 4096 of them, so that mean and log variance are known to about 1 %."""
     config = make_config(
         tmp_path,
-        images=24_000,
+        images=12_000,
         batch_size=40,
         accumulation=1,
-        optimiser=OptimiserConfig(learning_rate=0.05, warmup_images=400, decay="cosine", decay_start=8000, decay_images=16_000),
-        evaluation=EvaluationConfig(steps=300, images=32),
+        optimiser=OptimiserConfig(learning_rate=0.05, warmup_images=400, decay="cosine", decay_start=4000, decay_images=8000),
+        evaluation=EvaluationConfig(steps=150, images=32),
         checkpoint=CheckpointConfig(steps=0, minutes=0),
         log=LogConfig(steps=100, progress=False, tensorboard=False),
     )
@@ -306,14 +322,14 @@ train(make_config(Path({output!r}), 64, accumulation={accumulation}), parts=make
 """
 
 
-def test_two_processes_equal_two_pieces(tmp_path):
+def test_two_processes_of_two_pieces_equal_four_pieces(tmp_path):
     """Data parallel training gives the gradients of one process that accumulates, through the double backward (to rounding),
 
     also where a parameter has no part in one of the pieces.
     """
-    train(make_config(tmp_path / "one", 64, accumulation=2), parts=make_parts(model=Occasional), callbacks=[])
+    train(make_config(tmp_path / "one", 64, accumulation=4), parts=make_parts(model=Occasional), callbacks=[])
     script = tmp_path / "script.py"
-    script.write_text(PROCESSES.format(paths=sys.path, output=str(tmp_path / "two"), accumulation=1))
+    script.write_text(PROCESSES.format(paths=sys.path, output=str(tmp_path / "two"), accumulation=2))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -361,6 +377,10 @@ def test_progress_tells_loss_speed_and_time_left(tmp_path, capsys):
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("step 1  8/16 images  loss ") and err[0].endswith("left") and "images/s" in err[0]
     assert any(line.startswith("held out at step 2: a_dsm") for line in err)
+    assert not any("resume" in line for line in err)
+    train(make_config(tmp_path, 10**9, max_minutes=1e-9), parts=make_parts(), callbacks=[Progress()])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped at 24 of 1000000000 images; to resume, run the same command again"
 
 
 def test_export_writes_the_averaged_model_and_its_card(tmp_path, monkeypatch):

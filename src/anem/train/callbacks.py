@@ -160,6 +160,8 @@ class Progress(Callback):
 
     def on_end(self, state: TrainState) -> None:
         self.bar.stop()
+        if state.images < self.total:
+            print(f"stopped at {state.images} of {self.total} images; to resume, run the same command again", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

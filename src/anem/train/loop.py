@@ -158,11 +158,11 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
                 halt = bool(accelerator.reduce(torch.tensor(float(halt), device=accelerator.device), "sum") > 0)
             end = halt or state.images >= config.images
             if state.step % config.log.steps == 0 or end:
-                means = (accelerator.reduce(sums.to(accelerator.device), "mean") / (state.step - since)).tolist()
+                loss, a_dsm, a_csm, grad_norm = (accelerator.reduce(sums.to(accelerator.device), "mean") / (state.step - since)).tolist()
                 speed = (state.images - first) / elapsed
                 left = (config.images - state.images) / speed
                 left = min(left, 60 * config.max_minutes - elapsed) if config.max_minutes else left
-                record = StepRecord(state.step, state.images, *means, rate, speed, max(0.0, left))
+                record = StepRecord(state.step, state.images, loss, a_dsm, a_csm, grad_norm, rate, speed, max(0.0, left))
                 sums, since = torch.zeros(4), state.step
                 for watcher in watchers:
                     watcher.on_step(state, record)

@@ -20,7 +20,7 @@ from anem.train.checkpoint import Snapshot, load_exactly
 from anem.train.config import TrainConfig, from_dict
 from anem.train.evaluate import HeldOut
 
-__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "seed_from"]
+__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "network_config", "seed_from"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,19 @@ class Parts:
     loss: Callable[..., Any]
 
 
+def network_config(config: TrainConfig) -> NetworkConfig:
+    """The preset with its overrides.
+
+    Raises:
+        ValueError: an unknown preset, or an override that is not a field of the network's configuration.
+    """
+    return from_dict(NetworkConfig, config.model.overrides, NetworkConfig.preset(config.model.preset), "model.overrides.")
+
+
 def build_parts(config: TrainConfig) -> Parts:
     """Network, data, noise and loss as the config says."""
-    network = from_dict(NetworkConfig, config.model.overrides, NetworkConfig.preset(config.model.preset), "model.overrides.")
     return Parts(
-        model=partial(EnergyNetwork, network),
+        model=partial(EnergyNetwork, network_config(config)),
         data=load_dataset(config.data),
         held_out=None if config.held_out is None else load_dataset(config.held_out),
         draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
@@ -63,7 +71,8 @@ def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) ->
         tensors = snapshot.part("model.statistics.")
         if "spectrum" not in tensors:
             raise ValueError(f"checkpoint {snapshot.path}: of another model: wanted data statistics, got none")
-        statistics = DataStatistics(*tensors["spectrum"].shape, [int(k[3:]) for k in tensors if k.startswith("dct")])
+        channels, height, width = tensors["spectrum"].shape
+        statistics = DataStatistics(channels, height, width, [int(k[3:]) for k in tensors if k.startswith("dct")])
         load_exactly(statistics, tensors, snapshot.path)
         return statistics
     n = min(len(data), config.statistics_images)
