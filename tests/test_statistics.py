@@ -63,11 +63,22 @@ def test_the_total_variance_is_the_same_in_every_basis(fitted):
 
 
 def test_fitting_does_not_depend_on_the_chunk_length():
-    """More images than one chunk of the accumulation: repeated images leave every statistic as it was."""
+    """More images than one chunk of the accumulation: repeated images leave every moment as it was."""
     few = images(32, 1, 4, 4)
     once, often = DataStatistics.fit(few), DataStatistics.fit(few.repeat(160, 1, 1, 1))
-    for name, value in once.state_dict().items():
+    for name, value in once.named_buffers(recurse=False):
         torch.testing.assert_close(often.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_the_mixture_of_pixel_values_has_their_mean_and_variance(fitted):
+    """Every step of expectation-maximisation keeps both exactly."""
+    mixture, x = fitted.marginal, images().double().transpose(0, 1).flatten(1)
+    weights, means, variances = mixture.weights.double(), mixture.means.double(), mixture.variances.double()
+    mean = (weights * means).sum(1)
+    variance = (weights * (variances + means.square())).sum(1) - mean.square()
+    torch.testing.assert_close(weights.sum(1), torch.ones(2, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(mean, x.mean(1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(variance, x.var(1, correction=0), atol=1e-6, rtol=1e-5)
 
 
 def test_constant_data_have_the_variance_of_a_grey_level():

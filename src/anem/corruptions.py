@@ -145,7 +145,7 @@ def gaussian_blur(draw: NoiseDraw) -> Tensor:
     n, _, h, w = draw.shape
     std = 0.3 * 10 ** draw.rand(n, 1, 1, 1)
     reach = torch.where(draw.rand(n, 1, 1, 1) < 0.5, 4, max(h, w))
-    response = 1.0
+    response = torch.ones(())
     for size, axis in ((h, 2), (w, 3)):
         position = torch.arange(size) - size // 2
         inside = (position >= -reach) & (position < reach)
@@ -171,7 +171,7 @@ def box_filter(draw: NoiseDraw) -> Tensor:
     """σ²/|h|² of the full-size box filter of ×2 or ×4 super-resolution (the paper's Fourier form), then along the path."""
     n, _, h, w = draw.shape
     factor = torch.where(draw.rand(n, 1, 1, 1) < 0.5, 2, 4)
-    response = 1.0
+    response = torch.ones(())
     for size, axis in ((h, 2), (w, 3)):
         position = torch.arange(size) - size // 2
         inside = (position >= -(factor // 2)) & (position < factor - factor // 2)

@@ -109,9 +109,10 @@ class DataStatistics(nn.Module):
             return self._spectrum_at(f[0], f[1])
         if self.spectrum.shape[1:] == (height, width):
             return self.spectrum.clone()
-        f = basis.frequencies(height, width)
-        v = self._spectrum_at(f[0], f[1])
-        return basis.symmetrise(v[None])[0]
+        grid = basis.frequencies(height, width)
+        if grid is None:
+            raise ValueError(f"statistics: no data variance is known in the basis {basis.name!r}, which has no frequencies")
+        return basis.symmetrise(self._spectrum_at(grid[0], grid[1])[None])[0]
 
     def _spectrum_at(self, fy: Tensor, fx: Tensor) -> Tensor:
         """The power spectrum at any frequencies (cycles per pixel), periodic and bilinear: (H, W) to (C, H, W)."""
