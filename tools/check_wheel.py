@@ -45,7 +45,9 @@ def restore_one(image: Path, folder: Path) -> list[Path]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["HF_HUB_OFFLINE"] = "1"
     arguments = [command, "restore", image, "--task", "inpaint-box", "--samples", "1"]
-    subprocess.run(arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL, check=True)
+    done = subprocess.run(arguments, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(f"anem restore: exit code {done.returncode}")
     return sorted(folder.rglob("*.png"))
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "make_mixture",
     "make_power_law_gaussian",
     "make_skewed",
+    "power_law_spectrum",
 ]
 
 MAX_DENSE = 1024
@@ -256,7 +257,7 @@ class GaussianMixture(EnergyModel):
         if shared and len(matrix) == 1 and bool((values == values[:1]).all()):
             values = values[:1]
         factors = torch.linalg.cholesky(priors + torch.diag_embed(values)[:, None])
-        residual = torch.einsum("bij,bj->bi", matrix.expand(len(y), -1, -1), y.double().flatten(1))[:, None] - means
+        residual = cov.basis.forward(y.double()).flatten(1)[:, None] - means
         if len(factors) == 1:
             solved = torch.cholesky_solve(residual.permute(1, 2, 0), factors[0]).permute(2, 0, 1)
         else:
@@ -327,7 +328,7 @@ class Gaussian(EnergyModel):
         flat = self.variance.flatten(2)
         self._white = bool((flat == flat[..., :1]).all())
         self.statistics = statistics if statistics is not None else self._exact_statistics()
-        self.dense = None
+        self.dense: GaussianMixture | None = None
         if mean.numel() <= MAX_DENSE:
             covariance = GaussianPosterior(self.mean[None], self.variance, self.basis).covariance
             self.dense = GaussianMixture(torch.ones(1), self.mean[None], covariance, self.statistics)
@@ -343,33 +344,36 @@ class Gaussian(EnergyModel):
 
         return _exact_statistics(self.mean, variance_in, float(self.variance.max() + offset.square().sum()))
 
-    def _diagonal(self, basis: Basis) -> bool:
-        """Whether C is diagonal in ``basis``; if not, the dense route must exist."""
+    def _dense_for(self, basis: Basis) -> GaussianMixture | None:
+        """The dense route for noise in ``basis``, or None where C is diagonal in it too."""
         if self._white or basis == self.basis:
-            return True
+            return None
         if self.dense is None:
             raise ValueError(
                 f"cov: a Gaussian diagonal in {self.basis.name!r} takes noise in {basis.name!r} only up to {MAX_DENSE} coordinates, "
                 f"got {self.mean.numel()}"
             )
-        return False
+        return self.dense
 
     def energy(self, y: Tensor, cov: Covariance) -> Tensor:
         """U(y, Σ) in nats, (B,), for y (B, C, H, W); computed in float64, returned in the dtype of ``y``."""
-        if not self._diagonal(cov.basis):
-            return self.dense.energy(y, cov)
+        dense = self._dense_for(cov.basis)
+        if dense is not None:
+            return dense.energy(y, cov)
         total = self.variance + cov.basis.symmetrise(cov.values.double())
         residual = cov.basis.forward(y.double() - self.mean)
         return 0.5 * (residual.square() / total + (2 * math.pi * total).log()).flatten(1).sum(1).to(y.dtype)
 
     def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
-        return super().forward(y, cov) if self._diagonal(cov.basis) else self.dense(y, cov)
+        dense = self._dense_for(cov.basis)
+        return super().forward(y, cov) if dense is None else dense(y, cov)
 
     @torch.no_grad()
     def posterior(self, y: Tensor, cov: Covariance) -> GaussianPosterior | MixturePosterior:
         """The exact p(x given y, Σ), (B, C, H, W) images."""
-        if not self._diagonal(cov.basis):
-            return self.dense.posterior(y, cov)
+        dense = self._dense_for(cov.basis)
+        if dense is not None:
+            return dense.posterior(y, cov)
         values = cov.basis.symmetrise(cov.values.double())
         gain = self.variance / (self.variance + values)
         mean = self.mean + cov.basis.inverse(gain * cov.basis.forward(y.double() - self.mean))

@@ -15,11 +15,16 @@ energy of independent mixture pixels; in other bases it is one step of expectati
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -30,6 +35,8 @@ from anem.nn.unet import UNet
 from anem.statistics import DataStatistics
 
 __all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
+
+_FORMAT = "anem-energy-1"
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class NetworkConfig:
             raise ValueError(f"preset: wanted one of {', '.join(presets)}, got {name!r}")
         return presets[name]
 
-    def override(self, **changes: object) -> NetworkConfig:
+    def override(self, **changes: Any) -> NetworkConfig:
         """The same shape with some fields changed."""
         return replace(self, **changes)
 
@@ -167,7 +174,7 @@ class EnergyNetwork(EnergyModel):
     # Interface
 
     def _setting(self, cov: Covariance, like: Tensor) -> Tensor:
-        return self.statistics.variance_in(cov.basis, *cov.shape[-2:], like)
+        return self.statistics.variance_in(cov.basis, cov.shape[-2], cov.shape[-1], like)
 
     def energy(self, y: Tensor, cov: Covariance) -> Tensor:
         """U(y, Σ) in nats, (B,), differentiable in y, cov.values and the parameters."""
@@ -201,3 +208,47 @@ class EnergyNetwork(EnergyModel):
                 extra_logvar = total.grad_logvar - basis.symmetrise(base[2])
                 kappa = c / (c + variances) - 2 * extra_logvar - variances * basis.symmetrise(extra * (extra + 2 * base[1]))
             return Evaluation(y, cov, total.energy.detach(), grad_y, total.grad_logvar, kappa)
+
+    # Files
+
+    def save_pretrained(self, folder: str | Path, card: Mapping[str, object] | None = None) -> None:
+        """Write ``model.safetensors`` and ``card.json`` into ``folder``, each under a temporary name first.
+
+        Arguments:
+            card: what else the card should say: data, split, steps, figures.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _, height, width = self.statistics.spectrum.shape
+        shape = {"channels": len(self.statistics.mean), "height": height, "width": width, "dct": list(self.statistics.dct)}
+        full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "statistics": shape}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        for name, data in (("model.safetensors", save(tensors)), ("card.json", json.dumps(full, indent=1).encode())):
+            temporary = folder / f".{name}.tmp"
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> EnergyNetwork:
+        """The model saved in ``folder``.
+
+        Raises:
+            FileNotFoundError: no such files.
+            ValueError: a card or weights of another kind of model.
+        """
+        folder = Path(folder)
+        try:
+            card = json.loads((folder / "card.json").read_text())
+            if card.get("format") != _FORMAT:
+                raise ValueError(f"its card says format {card.get('format')!r}, wanted {_FORMAT!r}")
+            network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["network"].items()}
+            model = cls(NetworkConfig(**network), DataStatistics(**card["statistics"]))
+            model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+        except FileNotFoundError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder}: not a model of this package: {' '.join(str(error).split())[:200]}") from None
+        return model

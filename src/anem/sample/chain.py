@@ -107,7 +107,8 @@ def run_chain(
         chains, total: what the callback is told about these chains.
 
     Raises:
-        ValueError: a ``final`` that is none, a multistep kernel with a corrector, a schedule whose variances increase.
+        ValueError: a ``final`` that is none, a multistep kernel with a corrector, a schedule whose variances increase, a model
+            whose gradients lead to values that are not finite.
     """
     if final not in FINAL:
         raise ValueError(f"final: wanted 'denoise' or 'noisy', got {final!r}")
@@ -120,12 +121,12 @@ def run_chain(
     before, acceptance = None, []
     end = schedule.end(now.cov)
     target = Target(observation)
-    step_size = corrector.initial_step_size(observation.y) if corrector else None
+    step_size = corrector.initial_step_size(observation.y) if corrector else torch.empty(0)
 
     def report(step: int) -> None:
         if callback is not None:
-            accepted = acceptance[-1] if acceptance else None
-            state = ChainState(now.y, schedule.steps, chains or range(batch), total or batch, counted.calls, accepted, step_size)
+            accepted, size = (acceptance[-1] if acceptance else None), (step_size if corrector else None)
+            state = ChainState(now.y, schedule.steps, chains or range(batch), total or batch, counted.calls, accepted, size)
             callback(step, state, now.cov, now)
 
     report(0)
@@ -134,6 +135,8 @@ def run_chain(
         cov = schedule.next(now, end, left)
         check_step(now.cov, cov)
         x = (kernel if left > 1 else kernel.last).step(counted, now, cov, noise, before)
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"model: its gradient is not finite (or overflows) at step {step} of {schedule.steps}, kernel {kernel.name!r}")
         before, now = now, counted(x, cov)
         if corrector is not None:
             corrected = corrector.correct(counted, now, target, step_size, noise)

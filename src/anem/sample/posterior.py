@@ -114,25 +114,35 @@ class Sampler:
         def run(chains: range) -> _Part:
             observation, generators = _start(observe, seeds, chains, like.device)
             schedule = self.schedule.rows(torch.tensor([r % batch for r in chains]))
-            options = {"final": self.final, "callback": self.callback, "chains": chains, "total": samples * batch}
-            chain = run_chain(model, observation, schedule, self.kernel, self.corrector, Noise(generators), **options)
+            chain = run_chain(
+                model,
+                observation,
+                schedule,
+                as_kernel(self.kernel),
+                self.corrector,
+                Noise(generators),
+                final=self.final,
+                callback=self.callback,
+                chains=chains,
+                total=samples * batch,
+            )
             variance = chain.first.posterior_variance.to(like.dtype) if observation.cov.basis == Pixel() else None
             denoised, energy = chain.first.denoised.to(like.dtype), chain.last.energy.to(like.dtype)
             return _Part(chain.x.to(like.dtype), denoised, variance, energy, chain.acceptance, chain.calls)
 
         parts = _in_chunks(run, samples * batch, self.chunk or max(1, 2**18 // math.prod(shape[1:])))
 
-        def gather(name: str, dim: int = 0) -> Tensor | None:
-            values = [getattr(p, name) for p in parts]
-            return None if values[0] is None else torch.cat(values, dim).unflatten(dim, (samples, batch))
+        def fold(pieces: list[Tensor], dim: int = 0) -> Tensor:
+            return torch.cat(pieces, dim).unflatten(dim, (samples, batch))
 
-        variance = gather("variance")
+        variances = [p.variance for p in parts if p.variance is not None]
+        acceptances = [p.acceptance for p in parts if p.acceptance is not None]
         return Restoration(
-            samples=gather("x"),
-            denoised=gather("denoised").mean(0),
-            variance=None if variance is None else variance.mean(0),
-            energy=gather("energy"),
-            acceptance=gather("acceptance", dim=1),
+            samples=fold([p.x for p in parts]),
+            denoised=fold([p.denoised for p in parts]).mean(0),
+            variance=fold(variances).mean(0) if variances else None,
+            energy=fold([p.energy for p in parts]),
+            acceptance=fold(acceptances, dim=1) if acceptances else None,
             calls=parts[0].calls,
             sampler=self,
         )

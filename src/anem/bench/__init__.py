@@ -1,0 +1,16 @@
+"""Benches: every claim about the package as figures with aims, run with ``anem bench NAME``.
+
+A bench is a module with a one-line docstring and a function ``run(context)`` that reports its figures to a
+:class:`~anem.bench.harness.Context`. It is listed here by name, and imported only when it runs.
+"""
+
+from anem.bench.harness import Context, Figure, Report, load_bench, run_bench, table
+
+__all__ = ["BENCHES", "Context", "Figure", "Report", "load_bench", "run_bench", "table"]
+
+BENCHES = {
+    "oracle": "anem.bench.oracle",
+    "samplers": "anem.bench.samplers",
+    "digits": "anem.bench.digits",
+}
+"""Module of every bench, by its name."""

@@ -1,0 +1,292 @@
+"""The frame of every bench: figures with aims, one table, and a JSON file that survives an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from rich.table import Table
+
+import anem
+
+__all__ = ["Context", "Figure", "Report", "commit", "judge", "load_bench", "run_bench", "table", "write_json"]
+
+Value = float | int | str | bool | None
+
+_NUMBER = r"([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)"
+_AIMS: tuple[tuple[str, Callable[..., bool]], ...] = (
+    (rf"(?:≤|<=)\s*{_NUMBER}", lambda v, a: v <= a),
+    (rf"(?:≥|>=)\s*{_NUMBER}", lambda v, a: v >= a),
+    (rf"<\s*{_NUMBER}", lambda v, a: v < a),
+    (rf">\s*{_NUMBER}", lambda v, a: v > a),
+    (rf"{_NUMBER}\s*(?:–|to|\.\.)\s*{_NUMBER}", lambda v, a, b: a <= v <= b),
+)
+
+
+def judge(value: Value, aim: str) -> bool:
+    """Whether a number meets an aim: ``"≤ 0.02"``, ``"≥ 1.8"``, ``"< 1"``, ``"> 0"`` or ``"0.9–1.2"`` (also <=, >=, to). NaN meets none.
+
+    Raises:
+        ValueError: an aim of another form.
+    """
+    for pattern, test in _AIMS:
+        match = re.fullmatch(pattern, aim.strip())
+        if match:
+            numeric = isinstance(value, int | float) and not math.isnan(value)
+            return numeric and test(value, *(float(g) for g in match.groups()))
+    raise ValueError(f"aim: wanted '≤ a', '≥ a', '< a', '> a' or 'a–b', or an explicit holds=…, got {aim!r}")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value; ``holds`` is None where there is no aim or where it is not judged at this size."""
+
+    value: Value
+    aim: str | None = None
+    holds: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``"yes"``, ``"NO"``, ``"not judged"`` (an aim this size cannot decide), or nothing without an aim."""
+        if self.holds is None:
+            return "" if self.aim is None else "not judged"
+        return "yes" if self.holds else "NO"
+
+
+@dataclass
+class Report:
+    """All figures of a bench, and what produced them.
+
+    Arguments:
+        name: of the bench.
+        commit: of the code, see :func:`commit`.
+        seed: of all random numbers.
+        command: the command line that repeats the run.
+        wall_s: seconds spent, those of interrupted runs included.
+        figures: by key, in the order they were made.
+    """
+
+    name: str
+    commit: str
+    seed: int
+    command: str
+    wall_s: float = 0.0
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> list[str]:
+        """Keys whose aim is missed."""
+        return [key for key, figure in self.figures.items() if figure.holds is False]
+
+    def as_dict(self) -> dict:
+        """The JSON form."""
+        figures = {k: {"value": f.value, "aim": f.aim, "holds": f.holds} for k, f in self.figures.items()}
+        head = {"name": self.name, "commit": self.commit, "seed": self.seed, "wall_s": round(self.wall_s, 3), "command": self.command}
+        return head | {"figures": figures}
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """A report from its JSON form.
+
+        Raises:
+            ValueError: the file is not a bench report.
+        """
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            figures = {k: Figure(f["value"], f["aim"], f["holds"]) for k, f in data["figures"].items()}
+            return cls(data["name"], data["commit"], data["seed"], data["command"], data["wall_s"], figures)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: not a bench report; move it away to start afresh") from error
+
+
+class Context:
+    """What a running bench is given, and where it reports.
+
+    Arguments:
+        report: grows as figures come.
+        quick: whether this run must end within 60 s on two cores.
+        out: folder for pictures, tables and checkpoints of the bench's own.
+        model: name or path of the model to judge, for :func:`anem.load`.
+        data: folder of the data sets (``make data``).
+        save: called after every figure.
+    """
+
+    def __init__(
+        self,
+        report: Report,
+        *,
+        quick: bool,
+        out: Path,
+        model: str = "digits",
+        data: Path = Path("data"),
+        save: Callable[[str, Figure], None] = lambda key, figure: None,
+    ) -> None:
+        self.report = report
+        self.quick = quick
+        self.out = out
+        self.model = model
+        self.data = data
+        self.seed = report.seed
+        self._save = save
+        self._made: set[str] = set()
+
+    def figure(self, key: str, value: Value | torch.Tensor, aim: str | None = None, holds: bool | None = None, quick: bool = True) -> None:
+        """Report a figure.
+
+        Arguments:
+            key: its name, unique in the bench, such as ``"oracle/box/energy bias (nats/dim)"``.
+            value: a number (a tensor with one entry will do), a string or a bool.
+            aim: what it should be, in a form :func:`judge` reads, or in words together with ``holds``.
+            holds: whether the aim is met, where :func:`judge` cannot tell.
+            quick: whether the aim means something in a quick run; if not, it is shown there but not judged.
+
+        Raises:
+            ValueError: a key used twice in this run, ``holds`` without an aim, or an aim that cannot be read.
+        """
+        if isinstance(value, torch.Tensor) or hasattr(value, "item"):
+            value = value.item()
+        if holds is not None and aim is None:
+            raise ValueError(f"figure {key!r}: holds without an aim")
+        if key in self._made:
+            raise ValueError(f"figure {key!r}: reported twice")
+        if aim is not None and holds is None:
+            holds = judge(value, aim)
+        if self.quick and not quick:
+            holds = None
+        # JSON has no NaN or infinity: a value that is not finite is written as its name, and meets no numeric aim but "> a", "≥ a".
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)
+        figure = Figure(value, aim, None if holds is None else bool(holds))
+        self.report.figures[key] = figure
+        self._made.add(key)
+        self._save(key, figure)
+
+    def done(self, *keys: str) -> bool:
+        """Whether an interrupted run of the same command at the same commit has already made all these figures."""
+        return all(key in self.report.figures for key in keys)
+
+    def generator(self, *labels: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator that depends on the seed and the labels only, so that a resumed run draws what an uninterrupted one would."""
+        digest = hashlib.sha256(repr((self.seed, *labels)).encode()).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def load_bench(name: str, benches: Mapping[str, str]) -> ModuleType:
+    """The module of a bench.
+
+    Raises:
+        ValueError: no bench of that name.
+    """
+    if name not in benches:
+        raise ValueError(f"no bench {name!r}: wanted one of {', '.join(benches)}")
+    return importlib.import_module(benches[name])
+
+
+def run_bench(
+    run: Callable[[Context], None],
+    name: str,
+    *,
+    command: str,
+    json_file: Path,
+    out: Path,
+    seed: int = 0,
+    quick: bool = False,
+    model: str = "digits",
+    data: Path = Path("data"),
+    fresh: bool = False,
+    on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
+) -> Report:
+    """Run a bench to its end; interrupted, the same call continues after the last figure.
+
+    Arguments:
+        run: the bench.
+        name: its name.
+        command: the command line that repeats the run. Figures in ``json_file`` are taken over if command, seed and commit are the same.
+        json_file: the report, rewritten atomically after every figure.
+        out: folder for the bench's own files, created.
+        fresh: start over even if figures could be taken over.
+        on_figure: called after every new figure.
+
+    Raises:
+        ValueError: ``json_file`` exists and is not a bench report.
+    """
+    report = Report(name, commit(), seed, command)
+    if json_file.exists():
+        earlier = Report.read(json_file)
+        same = (earlier.name, earlier.commit, earlier.seed, earlier.command) == (name, report.commit, seed, command)
+        report = earlier if same and not fresh else report
+    out.mkdir(parents=True, exist_ok=True)
+    spent, start = report.wall_s, time.perf_counter()
+
+    def save(key: str, figure: Figure) -> None:
+        report.wall_s = spent + time.perf_counter() - start
+        write_json(json_file, report.as_dict())
+        on_figure(key, figure)
+
+    write_json(json_file, report.as_dict())
+    run(Context(report, quick=quick, out=out, model=model, data=data, save=save))
+    report.wall_s = spent + time.perf_counter() - start
+    write_json(json_file, report.as_dict())
+    return report
+
+
+def table(report: Report) -> Table:
+    """The figures of a report, each with its aim and whether it holds."""
+    grid = Table(title=f"{report.name}, seed {report.seed}, {report.wall_s:.0f} s", title_justify="left", header_style="bold")
+    grid.add_column("figure", overflow="fold")
+    grid.add_column("value", justify="right")
+    grid.add_column("aim", justify="right")
+    grid.add_column("holds")
+    styles = {"yes": "green", "NO": "bold red", "not judged": "dim", "": ""}
+    for key, figure in report.figures.items():
+        grid.add_row(key, format_value(figure.value), figure.aim or "", figure.verdict, style=styles[figure.verdict])
+    return grid
+
+
+def format_value(value: Value) -> str:
+    """Four significant digits of a float, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_json(file: Path, data: dict) -> None:
+    """Write JSON so that the file is at every moment either the old one or the whole new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        part.replace(file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()
+
+
+def commit() -> str:
+    """What identifies the code: the git commit, with a digest of uncommitted changes to the package, or the released version."""
+    package = Path(anem.__file__).parent
+    released = f"anem {anem.__version__}"
+    try:
+        if not _git(package, "ls-files", "__init__.py"):
+            return released
+        head = _git(package, "rev-parse", "HEAD").decode().strip()
+        changes = _git(package, "diff", "HEAD", "--", ".")
+        for file in _git(package, "ls-files", "--others", "--exclude-standard", "*.py").decode().split():
+            changes += file.encode() + (package / file).read_bytes()
+    except (OSError, subprocess.CalledProcessError):
+        return released
+    return head if not changes else f"{head}+{hashlib.sha256(changes).hexdigest()[:8]}"
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True).stdout

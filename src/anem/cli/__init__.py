@@ -1,0 +1,75 @@
+"""The command ``anem``: one module a command, each a dataclass of its options with a method ``run``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, subcommand
+
+import anem
+from anem.cli.bench import Bench
+from anem.cli.logprob import LogProb
+from anem.cli.models import Models
+from anem.cli.restore import Restore
+from anem.cli.train import Train
+
+__all__ = ["main"]
+
+ABOUT = """Restore images, with posterior samples and log-probabilities from one learned energy U(y, Σ).
+
+Try: anem restore --task inpaint-box"""
+
+COMMANDS = {"restore": Restore, "logprob": LogProb, "models": Models, "train": Train, "bench": Bench}
+
+Command = (
+    Annotated[Restore, subcommand("restore", description="draw restorations of degraded images")]
+    | Annotated[LogProb, subcommand("logprob", description="log-probability of images, in nats and bits/dim")]
+    | Annotated[Models, subcommand("models", description="list the bundled models")]
+    | Annotated[Train, subcommand("train", description="train a model")]
+    | Annotated[Bench, subcommand("bench", description="measure a claim about the package")]
+)
+"""All commands, with a line each for the overview; a command's own help shows its docstring."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; ``arguments`` default to those of the process.
+
+    Returns the exit code: 0 done, 1 a bench missed an aim, 2 unusable input (one line on stderr says what), 130 interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(f"anem {anem.__version__}")
+        return 0
+    try:
+        return parse(arguments or ["--help"]).run()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        print("anem: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; give the interpreter's last flush somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        print(f"anem: error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def parse(arguments: Sequence[str]) -> Restore | LogProb | Models | Train | Bench:
+    """The command that the arguments describe; exits with code 2 (0 after help) if they do not parse."""
+    config = (FlagCreatePairsOff,)
+    if arguments[0] in COMMANDS:
+        return tyro.cli(COMMANDS[arguments[0]], args=arguments[1:], prog=f"anem {arguments[0]}", config=config)
+    return tyro.cli(Command, args=arguments, prog="anem", description=ABOUT, config=config)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

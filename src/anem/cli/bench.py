@@ -1,0 +1,81 @@
+"""``anem bench``: figures, their aims, and whether they hold."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from anem.cli.options import Flag
+
+
+@dataclass
+class Bench:
+    """Measure a claim about the package: figures, each with its aim and whether it holds.
+
+    Exit code 1 if an aim is missed. An interrupted bench continues when the same command is run again.
+    Without a NAME, lists the benches.
+    """
+
+    name: Annotated[Positional[str], arg(metavar="[NAME]", help_behavior_hint="")] = ""
+    """which bench"""
+    quick: Flag = False
+    """a small run, within 60 s on two cores; judges only the aims that mean something at that size"""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: OUT/NAME.json)")] = None
+    """where to write the figures"""
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/bench/NAME)")] = None
+    """folder for the bench's pictures and partial results"""
+    model: Annotated[str, arg(metavar="MODEL")] = "digits"
+    """name or folder of the model to judge"""
+    data: Annotated[Path, arg(metavar="DIR")] = Path("data")
+    """folder of the data sets that 'make data' fetches"""
+    seed: int = 0
+    """of all random numbers"""
+    fresh: Flag = False
+    """start over instead of continuing"""
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from anem.bench import BENCHES, load_bench, run_bench, table
+        from anem.bench.harness import Figure, format_value
+
+        if not self.name:
+            for name in BENCHES:
+                print(f"{name:12s} {(load_bench(name, BENCHES).__doc__ or '').splitlines()[0]}")
+            return 0
+        bench = load_bench(self.name, BENCHES)
+        log = Console(stderr=True, highlight=False)
+
+        def show(key: str, figure: Figure) -> None:
+            log.print(f"{key}: {format_value(figure.value)}", style="dim", markup=False)
+
+        out = self.out or Path("runs/bench") / (f"{self.name}-quick" if self.quick else self.name)
+        report = run_bench(
+            bench.run,
+            self.name,
+            command=self.command(),
+            json_file=self.json or out / f"{self.name}.json",
+            out=out,
+            seed=self.seed,
+            quick=self.quick,
+            model=self.model,
+            data=self.data,
+            fresh=self.fresh,
+            on_figure=show,
+        )
+        Console().print(table(report))
+        if report.missed:
+            log.print(f"{len(report.missed)} missed: " + ", ".join(report.missed), style="bold red", markup=False)
+        return 1 if report.missed else 0
+
+    def command(self) -> str:
+        """The command line that repeats this run, without where it writes."""
+        words = ["anem", "bench", self.name]
+        words += ["--quick"] if self.quick else []
+        words += ["--model", self.model] if self.model != "digits" else []
+        words += ["--seed", str(self.seed)] if self.seed else []
+        return shlex.join(words)

@@ -1,0 +1,29 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+__all__ = ["Device", "Flag", "Images", "Model"]
+
+Flag = Annotated[bool, arg(help_behavior_hint="")]
+"""A switch, off unless given."""
+
+Images = Annotated[
+    Positional[tuple[Path, ...]],
+    arg(
+        metavar="[IMAGE ...]",
+        help="pictures, .npy arrays or folders; converted to the model's grey or colour",
+        help_behavior_hint="(default: bundled digits)",
+    ),
+]
+"""Image files."""
+
+Model = Annotated[str, arg(metavar="MODEL", help="a bundled model (see 'anem models'), a folder, or a Hugging Face repository")]
+"""For :func:`anem.load`."""
+
+Device = Annotated[str, arg(metavar="DEVICE", help="where to compute, such as cuda")]
+"""For torch."""

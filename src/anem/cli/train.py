@@ -1,0 +1,59 @@
+"""``anem train``: train a model as a TOML file says."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+@dataclass
+class Train:
+    """Train a model as a TOML file says, such as configs/digits.toml.
+
+    Interrupted or stopped, it continues when the same command is run again. The model, averaged over the training,
+    is in OUTPUT/model and loads with --model or anem.load.
+    """
+
+    config: Annotated[Positional[Path], arg(metavar="CONFIG")]
+    """TOML file: data, network, noise and optimiser"""
+    output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: as the file says)")] = None
+    """folder of the run"""
+    images: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as the file says)")] = None
+    """images to see in all"""
+    minutes: Annotated[float | None, arg(metavar="MINUTES", help_behavior_hint="(default: as the file says)")] = None
+    """stop after this time, to be continued"""
+
+    def run(self) -> int:
+        from anem.train import Callback, NonFiniteLoss, TrainState, load_config, train
+        from anem.train.callbacks import default_callbacks
+
+        class Seen(Callback):
+            """Images seen when the run ends."""
+
+            images = 0
+
+            def on_end(self, state: TrainState) -> None:
+                self.images = state.images
+
+        config = load_config(self.config)
+        config = replace(
+            config,
+            output=config.output if self.output is None else str(self.output),
+            images=config.images if self.images is None else self.images,
+            max_minutes=config.max_minutes if self.minutes is None else self.minutes,
+        )
+        seen = Seen()
+        try:
+            train(config, callbacks=[*default_callbacks(config), seen])
+        except NonFiniteLoss as error:
+            print(f"anem: error: {error}", file=sys.stderr)
+            return 2
+        print(f"{seen.images} of {config.images} images seen; the model is in {Path(config.output) / 'model'}")
+        if seen.images >= config.images:
+            return 0
+        print("run the same command again to continue")
+        return 0 if config.max_minutes else 130

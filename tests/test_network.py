@@ -1,0 +1,150 @@
+"""The learned energy: its base is exact, it is normalised at the anchor, and its gradients are what they say."""
+
+import json
+
+import pytest
+import torch
+
+from anem.covariance import BlockDCT, Covariance, Fourier, Mixed, Pixel, as_basis
+from anem.energy import EnergyModel
+from anem.network import EnergyNetwork, NetworkConfig
+from anem.statistics import DataStatistics
+
+SIZE = (8, 8)
+
+
+def images(n=200, channels=1, size=SIZE, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    field = torch.rand(n, channels, *size, generator=g)
+    smooth = field + field.roll(1, -1) + field.roll(1, -2)
+    return (smooth / 3) * (torch.rand(n, 1, 1, 1, generator=g) < 0.6)
+
+
+def network(perturb=0.1, colours=1, **changes):
+    torch.manual_seed(0)
+    model = EnergyNetwork(NetworkConfig.preset("tiny").override(**changes), DataStatistics.fit(images(channels=colours)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(perturb * torch.randn_like(p))
+    return model.double()
+
+
+def mixed(batch, channels=1, size=SIZE, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    values = 10 ** (6 * torch.rand(batch, channels, *size, generator=g, dtype=torch.float64) - 4)
+    basis = Mixed([Pixel(), Fourier(), BlockDCT(2), BlockDCT(4)], torch.arange(batch) % 4)
+    return Covariance(basis.symmetrise(values), basis)
+
+
+@pytest.mark.parametrize("changes", [{}, {"marginal": False}, {"form": "inner"}, {"norm": 4}, {"attention": (1,), "channels": (32, 64)}])
+def test_evaluation_equals_generic_differentiation(changes):
+    model, cov = network(**changes), mixed(4)
+    y = images(4).double() + cov.sample(torch.Generator().manual_seed(2))
+    fast, plain = model(y, cov), EnergyModel.forward(model, y, cov)
+    for name in ("energy", "grad_y", "grad_logvar"):
+        assert torch.allclose(getattr(fast, name), getattr(plain, name), rtol=1e-9, atol=1e-9), name
+    assert torch.allclose(fast.relative_variance, plain.relative_variance, rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_equal_finite_differences():
+    model, cov = network(), mixed(4)
+    y = images(4).double() + cov.sample(torch.Generator().manual_seed(2))
+    result, h = model(y, cov), 1e-5
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    moved = [model.energy(y + s * h * direction, cov) for s in (1, -1)]
+    slope = (result.grad_y * direction).flatten(1).sum(1)
+    assert torch.allclose((moved[0] - moved[1]) / (2 * h), slope, rtol=1e-4, atol=1e-4)
+    even = cov.basis.symmetrise(direction)
+    moved = [model.energy(y, cov.replace(cov.values * torch.exp(s * h * even))) for s in (1, -1)]
+    slope = (result.grad_logvar * even).flatten(1).sum(1)
+    assert torch.allclose((moved[0] - moved[1]) / (2 * h), slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "fourier", "dct2"])
+def test_normalised_at_the_anchor_whatever_the_weights(basis):
+    """U + log N(y; μ, λ) vanishes per dimension like √(c/λ)."""
+    model = network(0.3)
+    x = images(64, seed=5).double()
+    gaps = []
+    for variance in (1e4, 1e6, 1e8):
+        cov = Covariance.white(variance, x.shape, basis, like=x)
+        y = x + cov.sample(torch.Generator().manual_seed(1))
+        exact = -torch.distributions.Normal(model.statistics.mean_image(y), variance**0.5).log_prob(y).flatten(1).sum(1)
+        gaps.append(float((model.energy(y, cov) - exact).abs().mean() / 64))
+    assert gaps[2] < 1e-3 and gaps[0] > gaps[1] > gaps[2]
+
+
+def test_base_is_the_exact_energy_of_independent_pixels():
+    """With F = e = g = 0 and noise diagonal in pixels, U is −Σ log of the mixture that the pixel values follow."""
+    model = network(0.0)
+    cov = mixed(4)
+    cov = Covariance(cov.values, "pixel")
+    y = images(4).double() + cov.sample(torch.Generator().manual_seed(2))
+    m = model.statistics.marginal
+    t = m.variances[0] + cov.values[..., None]
+    log_p = (m.weights[0].log() + torch.distributions.Normal(m.means[0], t.sqrt()).log_prob(y[..., None])).logsumexp(-1)
+    assert torch.allclose(model.energy(y, cov), -log_p.flatten(1).sum(1), rtol=1e-6)
+
+
+def test_gradient_is_the_same_in_any_batch():
+    model, cov = network(), mixed(6)
+    y = images(6).double() + cov.sample(torch.Generator().manual_seed(2))
+    together, alone = model(y, cov), model(y[3:4], cov[3:4])
+    assert torch.allclose(together.energy[3:4], alone.energy) and torch.allclose(together.grad_y[3:4], alone.grad_y)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (10, 14), (7, 9)])
+def test_other_sizes_and_colours(size):
+    model = network(colours=3)
+    x = images(2, 3, size).double()
+    for basis in ("pixel", "fourier", *(("dct2",) if size[0] % 2 == 0 else ())):
+        cov = Covariance.white(0.01, x.shape, basis, like=x)
+        result = model(x + cov.sample(torch.Generator().manual_seed(0)), cov)
+        assert torch.isfinite(result.energy).all() and result.grad_y.shape == x.shape
+
+
+def test_float32_energies_follow_float64_down_to_tiny_noise():
+    model = network()
+    single = network().float()
+    x = images(4)
+    for variance in (1e-8, 1e-4, 1.0, 300.0):
+        cov = Covariance.white(variance, x.shape, like=x)
+        y = x + cov.sample(torch.Generator().manual_seed(1))
+        exact = model(y.double(), cov.to(torch.float64))
+        rough = single(y, cov)
+        assert ((rough.energy - exact.energy).abs() / 64 < 2e-3).all()
+
+
+@pytest.mark.parametrize("form", ["anchored", "inner"])
+def test_saved_and_loaded_is_the_same_model(tmp_path, form):
+    model = network(form=form).float()
+    model.save_pretrained(tmp_path / "m", {"data": "synthetic"})
+    again = EnergyNetwork.from_pretrained(tmp_path / "m")
+    x, cov = images(2), Covariance.white(0.1, (2, 1, *SIZE))
+    assert torch.equal(model.energy(x, cov), again.energy(x, cov))
+    assert json.loads((tmp_path / "m" / "card.json").read_text())["data"] == "synthetic"
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path):
+    model = network().float()
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a model of this package"):
+        EnergyNetwork.from_pretrained(tmp_path)
+    (tmp_path / "card.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="wanted 'anem-energy-1'"):
+        EnergyNetwork.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        EnergyNetwork.from_pretrained(tmp_path / "nowhere")
+
+
+def test_presets():
+    assert NetworkConfig.preset("small") == NetworkConfig()
+    with pytest.raises(ValueError, match="preset: wanted one of"):
+        NetworkConfig.preset("huge")
+    with pytest.raises(ValueError, match="form"):
+        NetworkConfig(form="other")
+    small = EnergyNetwork(NetworkConfig.preset("small"), DataStatistics(1, 28, 28))
+    assert 3e5 <= sum(p.numel() for p in small.parameters()) <= 1e6
+    assert as_basis("pixel") == Pixel()
