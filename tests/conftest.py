@@ -8,6 +8,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 
+torch.set_num_threads(1)  # sums in one order on every machine
+
 
 @pytest.fixture(autouse=True)
 def deterministic():
