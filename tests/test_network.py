@@ -63,15 +63,15 @@ def test_gradients_equal_finite_differences():
 @pytest.mark.parametrize("basis", ["pixel", "fourier", "dct2"])
 def test_normalised_at_the_anchor_whatever_the_weights(basis):
     """U + log N(y; μ, λ) vanishes per dimension like √(c/λ)."""
-    model = network(0.3)
+    model = network(0.1)
     x = images(64, seed=5).double()
     gaps = []
-    for variance in (1e4, 1e6, 1e8):
+    for variance in (1e3, 1e5, 1e7):
         cov = Covariance.white(variance, x.shape, basis, like=x)
         y = x + cov.sample(torch.Generator().manual_seed(1))
         exact = -torch.distributions.Normal(model.statistics.mean_image(y), variance**0.5).log_prob(y).flatten(1).sum(1)
-        gaps.append(float((model.energy(y, cov) - exact).abs().mean() / 64))
-    assert gaps[2] < 1e-3 and gaps[0] > gaps[1] > gaps[2]
+        gaps.append(float((model.energy(y, cov) - exact).abs().mean().detach() / 64))
+    assert gaps[2] < 3e-3 and gaps[2] < 0.2 * gaps[1] < 0.04 * gaps[0], gaps
 
 
 def test_base_is_the_exact_energy_of_independent_pixels():

@@ -1,0 +1,83 @@
+"""p(Σ): every draw is a valid covariance, reproducible, and of the family it says."""
+
+import math
+
+import pytest
+import torch
+
+from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
+from anem.covariance import Covariance
+from anem.statistics import DataStatistics
+
+STATISTICS = DataStatistics(1, 12, 16)
+
+
+def draw(only=(), shape=(32, 1, 12, 16), seed=0, **config):
+    return draw_covariances(shape, STATISTICS, NoiseConfig(only=tuple(only), **config), torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_family_is_valid_and_in_range(family, channels):
+    batch = draw([family.name], (16, channels, 12, 16))
+    values = batch.cov.values
+    Covariance(values, batch.cov.basis)  # positive, finite, even
+    assert batch.cov.basis.rows(torch.arange(16)).name == family.basis
+    assert values.min() >= 1e-8 * (1 - 1e-4) and values.max() <= STATISTICS.lambda_max * (1 + 1e-4)
+    assert values.log().flatten(1).mean(1).std() > 0.1
+
+
+def test_draws_depend_on_the_generator_alone():
+    a, b, c = draw(seed=3), draw(seed=3), draw(seed=4)
+    assert torch.equal(a.cov.values, b.cov.values) and torch.equal(a.family, b.family)
+    assert not torch.equal(a.cov.values, c.cov.values)
+
+
+def test_family_frequencies_follow_the_weights():
+    """Counts of 16 families over 4096 draws: chi-square, false-alarm rate 1e-4."""
+    weights = NoiseConfig().family_weights()
+    family = draw(shape=(4096, 1, 12, 16)).family
+    counts = torch.bincount(family, minlength=len(FAMILIES)).float()
+    expected = 4096 * weights / weights.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < 44.3  # 15 degrees of freedom
+
+
+def test_weights_and_only_choose_families():
+    names = NoiseConfig().family_names
+    assert {names[i] for i in draw(["box", "white"]).family.tolist()} == {"box", "white"}
+    assert "box" not in {names[i] for i in draw(weights={"box": 0.0}).family.tolist()}
+    with pytest.raises(ValueError, match="unknown families"):
+        NoiseConfig(only=("boxes",))
+    with pytest.raises(ValueError, match="lambda_min"):
+        NoiseConfig(lambda_min=-1.0)
+
+
+def test_boxes_have_two_levels_and_centred_squares_occur():
+    values = draw(["box"], (256, 1, 12, 16)).cov.values
+    levels = [len(v.unique()) for v in values]
+    assert max(levels) == 2
+    middle = values[:, 0, 5:7, 7:9].flatten(1)
+    corner = values[:, 0, 0, 0]
+    assert ((middle == middle[:, :1]).all(1) & (middle[:, 0] != corner)).float().mean() > 0.3
+
+
+def test_blur_start_has_the_gaussian_shape():
+    """With λ_0 = λ_min = λ(0) no path is left to follow: log λ + 2 log|h| is flat where |h| is not tiny."""
+    values = draw(["gaussian-blur"], (64, 1, 16, 16)).cov.values.double()
+    ratio = values / values[:, :, :1, :1]
+    assert (ratio > 1 - 1e-3).all()  # high frequencies are never observed better than the mean
+    assert torch.allclose(ratio[:, :, 1, 0], ratio[:, :, -1, 0], rtol=1e-4)
+    assert (ratio[:, :, 8, 8] > ratio[:, :, 1, 1]).float().mean() > 0.9
+
+
+def test_block_families_are_dropped_where_they_do_not_fit():
+    names = NoiseConfig().family_names
+    present = {names[i] for i in draw(shape=(512, 1, 9, 9)).family.tolist()}
+    assert not any("dct" in n or "block" in n for n in present)
+
+
+def test_a_user_adds_a_family_without_touching_anything():
+    stripes = Family("stripes", "pixel", 1.0, lambda d: torch.where(d.grid()[0] % 2 == 0, d.level(), torch.tensor(d.low)))
+    batch = draw_covariances((4, 1, 8, 8), STATISTICS, NoiseConfig(weights={}), torch.Generator().manual_seed(0), (stripes,))
+    rows = batch.cov.values.log()
+    assert torch.allclose(rows[:, :, 1::2], torch.tensor(math.log(1e-8)), rtol=1e-5)
