@@ -110,7 +110,16 @@ class EnergyNetwork(EnergyModel):
         features = (2 + 2 * config.marginal if anchored else 1) * colours
         outputs = colours + 2 if anchored else colours
         self.unet = UNet(
-            features, 2 * colours, outputs, config.channels, config.blocks, config.attention, config.stem, config.embedding, config.norm, config.dropout
+            features,
+            2 * colours,
+            outputs,
+            config.channels,
+            config.blocks,
+            config.attention,
+            config.stem,
+            config.embedding,
+            config.norm,
+            config.dropout,
         )
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}

@@ -18,7 +18,9 @@ __all__ = ["UNet"]
 class _Stage(nn.Module):
     """Blocks at one resolution, then attention if asked for."""
 
-    def __init__(self, channels: int, blocks: int, attention: bool, embedding: int, scope: GradientScope, norm: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, blocks: int, attention: bool, embedding: int, scope: GradientScope, norm: int, dropout: float
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(channels, embedding, scope, norm, dropout) for _ in range(blocks))
         self.attention = nn.ModuleList([Attention(channels, scope, norm)] if attention else [])
