@@ -278,6 +278,12 @@ def test_norms(cov, p, generator):
     torch.testing.assert_close(cov.norm2(x, p), expected)
 
 
+def test_the_variance_in_each_pixel_is_the_diagonal(cov):
+    diagonal = cov.basis.pixel_variance(cov.values)
+    for b, c in each(cov):
+        torch.testing.assert_close(diagonal[b, c].flatten(), dense_covariance(cov, b, c).diagonal())
+
+
 def test_color_is_a_square_root(cov):
     """The matrix A of ``color`` satisfies A Aᵀ = Σ exactly, so white noise gets covariance Σ."""
     h, w = cov.shape[-2:]
