@@ -17,7 +17,7 @@ __all__ = ["Identity", "Inpainting", "inside_box"]
 def inside_box(size: Sequence[int], top: int | Tensor, left: int | Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
     """Indicator of a rectangle, bool (P, 1, H, W), true inside. ``size`` ends in (H, W); positions and sides are numbers or (P,)."""
     y, x = torch.arange(size[-2])[:, None], torch.arange(size[-1])[None, :]
-    t, s, h, w = (torch.as_tensor(v).reshape(-1, 1, 1, 1) for v in (top, left, height, width))
+    t, s, h, w = (torch.as_tensor(v).cpu().reshape(-1, 1, 1, 1) for v in (top, left, height, width))
     if any(bool((v < 0).any()) for v in (t, s, h, w)) or bool((t + h > size[-2]).any() or (s + w > size[-1]).any()):
         got = f"top {top}, left {left}, height {height}, width {width}"
         raise ValueError(f"box: wanted a rectangle inside {size[-2]} x {size[-1]}, got {got}")
@@ -83,7 +83,7 @@ class Inpainting(_Pixelwise):
         return cls(~inside_box(size, top, left, height, width), hidden_measured)
 
     @classmethod
-    def centre_box(cls, size: Sequence[int], side: int) -> Inpainting:
+    def centre_box(cls, size: Sequence[int], side: int | Tensor) -> Inpainting:
         """A hidden square in the middle (half a pixel up and left of it if it cannot be centred)."""
         return cls.box(size, (size[-2] - side) // 2, (size[-1] - side) // 2, side, side)
 
