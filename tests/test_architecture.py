@@ -27,6 +27,7 @@ FLOORS = (
     "data",
     "corruptions",
     "network",
+    "calibrate",
     "losses",
     "hub",
     "train",
