@@ -2,8 +2,8 @@
 
     python tools/check_metrics.py DIR [--out results/golden_metrics.json]
 
-DIR holds cifar10.npz and the weights of the metric networks (``make data`` fetches the weights). Takes about five minutes on one core,
-nearly all of it for the Inception network. Exits 1 if a value is more than 1e-3 away, relatively.
+DIR holds cifar10.npz and the weights of the metric networks (``python tools/fetch_data.py DIR cifar10 metrics``). Takes a few minutes,
+nearly all for the Inception network. Exits 1 if a value is more than 1e-3 away, relatively.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 def compared(values: dict[str, list[float]]) -> dict[str, dict]:
-    """Every figure with the largest relative difference of its values from the golden ones."""
-    golden = json.loads(GOLDEN.read_text())
+    """Every figure: the largest relative difference between its values and the golden ones."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     figures = {}
     for key, got in values.items():
         name, _, part = key.partition(".")
@@ -65,7 +65,7 @@ def compared(values: dict[str, list[float]]) -> dict[str, dict]:
         difference = float(np.abs(np.asarray(got) / wanted - 1).max())
         figures[key] = {
             "value": difference,
-            "aim": f"<= {TOLERANCE:g}, largest relative difference",
+            "aim": f"≤ {TOLERANCE:g}",
             "holds": difference <= TOLERANCE,
             "values": [round(v, 7) for v in got],
             "golden": wanted.tolist(),
@@ -88,7 +88,7 @@ def main() -> int:
             "figures": figures,
         }
         with replaced(arguments.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
+            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if all(figure["holds"] for figure in figures.values()) else 1
 
 
