@@ -1,0 +1,33 @@
+"""Likelihoods, and the checks that they deserve the name.
+
+Figures of one energy U(y, Σ) ≈ −log p(y given Σ), none of which needs the truth:
+
+* :func:`bits_per_dim`: a bound on the code length of 8-bit images, which is one only if ∫ e^{−U} dy = 1;
+* :func:`log_partition`: log Z(Σ) = log ∫ e^{−U(y, Σ)} dy, by weighted paths from the anchor;
+* :func:`flow_log_prob`: the probability-flow likelihood, which uses ∇_yU alone and so cannot see a wrong constant of U;
+* :func:`immse_slope`: how E[U] grows with the noise, against the denoising error.
+
+All sums are in float64.
+"""
+
+from anem.likelihood.bits import BitsPerDim, bits_per_dim, choose_sigma, log_box_mixture
+from anem.likelihood.flow import FlowLikelihood, flow_log_prob
+from anem.likelihood.partition import Partition, log_partition
+from anem.likelihood.path import anchor, anchor_log_prob, geometric_path
+from anem.likelihood.slope import Slope, immse_slope
+
+__all__ = [
+    "BitsPerDim",
+    "FlowLikelihood",
+    "Partition",
+    "Slope",
+    "anchor",
+    "anchor_log_prob",
+    "bits_per_dim",
+    "choose_sigma",
+    "flow_log_prob",
+    "geometric_path",
+    "immse_slope",
+    "log_box_mixture",
+    "log_partition",
+]
