@@ -1,31 +1,4 @@
-"""Exact energies: Gaussians and mixtures of Gaussians, the oracles that every learned or sampled quantity is checked against.
-
-With a prior Σ_k w_k N(m_k, C_k) and noise Σ = Bᵀ diag(λ) B, y is a mixture of N(m_k, A_k), A_k = C_k + Σ, so that
-
-    U(y, Σ) = −log Σ_k w_k N(y; m_k, A_k),   ∇_yU = Σ_k r_k A_k⁻¹(y − m_k),   ∂U/∂Σ = ½ Σ_k r_k (A_k⁻¹ − A_k⁻¹(y − m_k)(y − m_k)ᵀA_k⁻¹)
-
-with responsibilities r_k, and the posterior p(x given y) is a mixture again. All of it is computed in float64 and in the coordinates of
-the noise's basis, where a Cholesky factorisation does not mind variances that differ by many powers of ten.
-
-A user's own energy is a subclass of :class:`~anem.energy.EnergyModel` with two things, ``energy(y, cov)``, differentiable in ``y`` and
-``cov.values``, and ``statistics``. Sampling, likelihoods and estimation then work with it as they do with a learned model:
-
->>> import torch
->>> from anem.covariance import Covariance
->>> from anem.energy import EnergyModel
->>> from anem.statistics import DataStatistics
->>> class WhiteGaussian(EnergyModel):
-...     def __init__(self):
-...         super().__init__()
-...         self.statistics = DataStatistics(channels=1, height=4, width=4)  # mean 0, variance 1 in every basis
-...
-...     def energy(self, y, cov):
-...         total = 1 + cov.values
-...         return 0.5 * (cov.basis.forward(y).square() / total + (2 * torch.pi * total).log()).sum((1, 2, 3))
->>> cov = Covariance.white(1.0, (1, 1, 4, 4), "fourier")
->>> WhiteGaussian()(torch.ones(1, 1, 4, 4), cov).denoised.unique()
-tensor([0.5000])
-"""
+"""U(y, Σ) of Gaussians and mixtures in closed form; see :mod:`anem.gaussian` for the formulas."""
 
 from __future__ import annotations
 
@@ -38,136 +11,10 @@ from torch import Tensor
 
 from anem.covariance import Basis, BlockDCT, Covariance, Fourier, Mixed, Pixel
 from anem.energy import EnergyModel, Evaluation
+from anem.gaussian.posterior import MAX_DENSE, GaussianPosterior, MixturePosterior, basis_matrix
 from anem.statistics import VARIANCE_FLOOR, DataStatistics
 
-__all__ = [
-    "MAX_DENSE",
-    "Gaussian",
-    "GaussianMixture",
-    "GaussianPosterior",
-    "MixturePosterior",
-    "basis_matrix",
-    "make_mixture",
-    "make_power_law_gaussian",
-    "make_skewed",
-    "power_law_spectrum",
-]
-
-MAX_DENSE = 1024
-"""Largest number of coordinates C·H·W for which d × d matrices are formed."""
-
-
-def basis_matrix(basis: Basis, shape: tuple[int, int, int] | torch.Size) -> Tensor:
-    """B as dense orthogonal matrices, (1, d, d), or (B, d, d) for a :class:`Mixed` basis, for images (C, H, W); float64, d = C·H·W.
-
-    Raises:
-        ValueError: d > :data:`MAX_DENSE`.
-    """
-    d = math.prod(shape)
-    if d > MAX_DENSE:
-        raise ValueError(f"shape: a dense matrix needs C·H·W ≤ {MAX_DENSE}, got {tuple(shape)}, that is {d}")
-    if isinstance(basis, Mixed):
-        return torch.cat([basis_matrix(b, shape) for b in basis.bases])[basis.index]
-    return basis.inverse(torch.eye(d, dtype=torch.float64).reshape(d, *shape)).reshape(1, d, d)  # row k is Bᵀ e_k
-
-
-def _square_root(matrix: Tensor) -> Tensor:
-    """A factor F with F Fᵀ = matrix, (…, d, d), for a positive semi-definite matrix of any rank."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt().unsqueeze(-2)  # rounding leaves eigenvalues of about −1e-16
-
-
-def _exact_statistics(mean: Tensor, variance_in: Callable[[Basis], Tensor], largest: float) -> DataStatistics:
-    """The statistics :meth:`DataStatistics.fit` would converge to, from a mean image (C, H, W) and variances in every basis."""
-    c, h, w = mean.shape
-    stats = DataStatistics(c, h, w).double()
-    stats.mean.copy_(mean.mean((1, 2)))
-    offset = mean - mean.mean((1, 2), keepdim=True)
-
-    def power(basis: Basis) -> Tensor:
-        return (basis.symmetrise(variance_in(basis)[None]) + basis.power(offset[None]))[0].clamp_min(VARIANCE_FLOOR)
-
-    stats.spectrum.copy_(power(Fourier()))
-    stats.variance.copy_(power(Pixel()).mean((1, 2)))
-    for f in stats.dct:
-        stats.get_buffer(f"dct{f}").copy_(power(BlockDCT(f)).reshape(c, h // f, f, w // f, f).mean((1, 3)))
-    stats.largest_eigenvalue.fill_(largest)
-    return stats
-
-
-@dataclass(frozen=True, eq=False)
-class MixturePosterior:
-    """p(x given y) under a mixture prior: a mixture per image, in float64.
-
-    Arguments:
-        weights: responsibilities, (B, K).
-        means: component means, (B, K, C, H, W).
-        covariances: component covariances in image space, (B or 1, K, d, d).
-        basis: the basis in which :attr:`variance` is given.
-    """
-
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
-    basis: Basis
-
-    @property
-    def mean(self) -> Tensor:
-        """E[x given y], (B, C, H, W)."""
-        return torch.einsum("bk,bk...->b...", self.weights, self.means)
-
-    @property
-    def covariance(self) -> Tensor:
-        """Cov(x given y) in image space, (B, d, d)."""
-        spread = (self.means - self.mean[:, None]).flatten(2)
-        within = (self.weights[..., None, None] * self.covariances).sum(1)
-        return within + torch.einsum("bk,bki,bkj->bij", self.weights, spread, spread)
-
-    @property
-    def variance(self) -> Tensor:
-        """Var(x_k given y) of every coordinate of the basis (averaged over k and −k in Fourier), (B, C, H, W)."""
-        matrix = basis_matrix(self.basis, self.means.shape[2:]).to(self.means)
-        variance = (matrix @ self.covariance * matrix).sum(-1)
-        return self.basis.symmetrise(variance.reshape(-1, *self.means.shape[2:]))
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws for each image, (n, B, C, H, W)."""
-        b, k, *shape = self.means.shape
-        chosen = torch.multinomial(self.weights, n, replacement=True, generator=generator).T[..., None]  # (n, B, 1)
-        flat, factors = self.means.flatten(2), _square_root(self.covariances)
-        noise = torch.randn(n, b, flat.shape[-1], generator=generator, dtype=flat.dtype, device=flat.device)
-        x = torch.zeros_like(noise)
-        for j in range(k):  # every component for every draw: cheaper in memory than a factor per draw
-            draw = flat[:, j] + (factors[:, j] @ noise[..., None])[..., 0]
-            x = torch.where(chosen == j, draw, x)
-        return x.reshape(n, b, *shape)
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianPosterior:
-    """p(x given y) = N(mean, Bᵀ diag(variance) B) for a Gaussian prior and noise diagonal in one basis.
-
-    Arguments:
-        mean: (B, C, H, W).
-        variance: per coordinate of ``basis``, (B, C, H, W).
-        basis: their common basis.
-    """
-
-    mean: Tensor
-    variance: Tensor
-    basis: Basis
-
-    @property
-    def covariance(self) -> Tensor:
-        """Cov(x given y) in image space, (B, d, d); ValueError above :data:`MAX_DENSE` coordinates."""
-        matrix = basis_matrix(self.basis, self.mean.shape[1:]).to(self.mean)
-        return matrix.mT @ (self.variance.flatten(1)[..., None] * matrix)
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws for each image, (n, B, C, H, W)."""
-        noise = torch.randn(n, *self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
-        cov = Covariance(self.variance, self.basis, check=False)
-        return torch.stack([self.mean + cov.color(z) for z in noise])
+__all__ = ["Gaussian", "GaussianMixture"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -384,53 +231,19 @@ class Gaussian(EnergyModel):
         return GaussianPosterior(self.mean[None], self.variance, self.basis).sample(n, generator)[:, 0]
 
 
-def power_law_spectrum(
-    height: int, width: int, exponent: float = 2.0, variance: float = 0.06, angle: float = 0.0, stretch: float = 1.0
-) -> Tensor:
-    """A power spectrum ∝ (f₀ + |f|)^{−exponent}, f₀ one cycle an image, (H, W) on the FFT grid, float64.
+def _exact_statistics(mean: Tensor, variance_in: Callable[[Basis], Tensor], largest: float) -> DataStatistics:
+    """The statistics :meth:`DataStatistics.fit` would converge to, from a mean image (C, H, W) and variances in every basis."""
+    c, h, w = mean.shape
+    stats = DataStatistics(c, h, w).double()
+    stats.mean.copy_(mean.mean((1, 2)))
+    offset = mean - mean.mean((1, 2), keepdim=True)
 
-    Arguments:
-        exponent: 2 is close to natural images.
-        variance: pixel variance, the mean of the spectrum.
-        angle, stretch: frequencies along ``angle`` (radians) count ``stretch`` times, which orients the texture.
-    """
-    fy, fx = Fourier().frequencies(height, width).double()
-    along, across = math.cos(angle) * fx + math.sin(angle) * fy, math.cos(angle) * fy - math.sin(angle) * fx
-    radius = ((stretch * along).square() + across.square()).sqrt()
-    spectrum = Fourier().symmetrise((1 / min(height, width) + radius).pow(-exponent)[None])[0]
-    return variance * spectrum / spectrum.mean()
+    def power(basis: Basis) -> Tensor:
+        return (basis.symmetrise(variance_in(basis)[None]) + basis.power(offset[None]))[0].clamp_min(VARIANCE_FLOOR)
 
-
-def make_power_law_gaussian(channels: int = 1, height: int = 8, width: int = 8, exponent: float = 2.0, variance: float = 0.06) -> Gaussian:
-    """A stationary Gaussian with a power-law spectrum and mean ½; ``variance`` is that of a pixel."""
-    spectrum = power_law_spectrum(height, width, exponent, variance).expand(1, channels, -1, -1)
-    return Gaussian(torch.full((channels, height, width), 0.5, dtype=torch.float64), Covariance(spectrum, "fourier"))
-
-
-def make_mixture(components: int = 8, channels: int = 1, height: int = 8, width: int = 8, seed: int = 0) -> GaussianMixture:
-    """A mixture of Gaussians with different weights, smooth mean images and oriented power-law spectra of different exponents."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    weights = uniform(0.5, 1.5, components)
-    smooth = Covariance(power_law_spectrum(height, width, 3.0, 0.05).expand(components, channels, -1, -1), "fourier")
-    means = 0.5 + smooth.color(torch.randn(smooth.shape, generator=generator, dtype=torch.float64))
-    exponents, variances = uniform(1.0, 3.0, components), uniform(0.005, 0.03, components)
-    angles, stretches = uniform(0, math.pi, components), uniform(1.0, 3.0, components)
-    parameters = zip(exponents.tolist(), variances.tolist(), angles.tolist(), stretches.tolist(), strict=True)
-    spectra = torch.stack([power_law_spectrum(height, width, *p) for p in parameters])[:, None].expand(-1, channels, -1, -1)
-    covariances = GaussianPosterior(means, spectra, Fourier()).covariance
-    return GaussianMixture(weights / weights.sum(), means, covariances)
-
-
-def make_skewed(channels: int = 1, height: int = 8, width: int = 8) -> GaussianMixture:
-    """A skewed prior: a narrow Gaussian of weight 0.7 and a wide one of weight 0.3 with a brighter mean.
-
-    Third moments are far from zero, so that a sign error in a drift shows; a symmetric target hides it.
-    """
-    means = torch.tensor([0.4, 0.7], dtype=torch.float64)[:, None, None, None].expand(-1, channels, height, width)
-    spectra = torch.stack([power_law_spectrum(height, width, 2.0, 0.004), power_law_spectrum(height, width, 1.5, 0.04)])
-    covariances = GaussianPosterior(means, spectra[:, None].expand(-1, channels, -1, -1), Fourier()).covariance
-    return GaussianMixture(torch.tensor([0.7, 0.3]), means, covariances)
+    stats.spectrum.copy_(power(Fourier()))
+    stats.variance.copy_(power(Pixel()).mean((1, 2)))
+    for f in stats.dct:
+        stats.get_buffer(f"dct{f}").copy_(power(BlockDCT(f)).reshape(c, h // f, f, w // f, f).mean((1, 3)))
+    stats.largest_eigenvalue.fill_(largest)
+    return stats
