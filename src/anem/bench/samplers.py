@@ -6,8 +6,8 @@ gives the exact mean and covariance of what the kernel draws; no Monte Carlo err
 Two-sample tests. Chains from one y are compared with as many exact draws of p(x given y) by permutation tests on three statistics: the
 distance of the means, the distance of the second moments (both whitened by the exact covariance), and the energy distance. A p-value
 is at most α with probability at most α if the two laws are equal: the false-alarm rate of each aim "> 0.001" is 1e-3. That the tests
-can see an error is shown by a chain of too few steps, which they must reject. Sizes of errors are given relative to those of the exact
-draws, which have sampling error only.
+can see an error is shown by a chain of too few steps, which they must reject. An "error ratio" is the size of an error over that of
+the exact draws, which have sampling error only.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _flow_order(context: Context, basis: str) -> None:
             x = run_chain(prior, fully_observed(y, cov, 1), schedule, as_kernel(name), final="noisy").x
             errors.append(float((x - exact).norm()))
         aim = "0.9–1.2" if as_kernel(name).order == 1 else "≥ 1.8"
-        context.figure(f"order/{basis}/{name} (of the flow map)", math.log2(errors[0] / errors[1]), aim=aim)
+        context.figure(f"order/{basis}/{name} (flow map)", math.log2(errors[0] / errors[1]), aim=aim)
 
 
 def _exact_bridge(context: Context) -> None:
@@ -173,7 +173,7 @@ def _exact_bridge(context: Context) -> None:
         chain_moments(prior, y, cov, schedule, as_kernel("bridge")), bridge_moments(prior.dense, y, cov, schedule.end(cov)), strict=True
     )
     error = max(float((got - exact).norm() / exact.norm()) for got, exact in pairs)
-    context.figure("bridge in one step/relative error of the moments, diagonal Gaussian", error, aim="≤ 1e-8")
+    context.figure("bridge/one step, diagonal Gaussian: relative error", error, aim="≤ 1e-8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +214,7 @@ def _two_sample(context: Context) -> None:
     first, second = (200, 48) if context.quick else (400, 64)
     for basis in BASES:
         case = _Case.ambiguous(basis, context.generator("mixture", basis))
-        context.figure(f"mixture/{basis}/effective components of the posterior", effective_components(case.posterior))
+        context.figure(f"mixture/{basis}/effective components", effective_components(case.posterior))
         _compare(context, case, f"mixture/{basis}/ancestral, 8 steps", as_kernel("ancestral"), 8, detect=True)
         for name in STOCHASTIC:
             kernel = as_kernel(name)
@@ -225,8 +225,8 @@ def _two_sample(context: Context) -> None:
 def _compare(context: Context, case: _Case, key: str, kernel: Kernel, steps: int, detect: bool = False) -> None:
     """Figures of one kernel on one case; with ``detect``, of a kernel that is known to be biased, which the tests must notice."""
     n, permutations = (300, 999) if context.quick else (1000, 1999)
-    keys = [f"{key}/{name} error over that of exact draws" for name in ("mean", "covariance")]
-    keys += [f"{key}/least p"] if detect else [f"{key}/p {name}" for name in STATISTICS]
+    keys = [f"{key}/{name}: error ratio" for name in ("mean", "covariance")]
+    keys += [f"{key}/least p"] if detect else [f"{key}/{name}: p" for name in STATISTICS]
     if context.done(*keys):
         return
     generator, posterior = context.generator(key), case.posterior
@@ -241,4 +241,4 @@ def _compare(context: Context, case: _Case, key: str, kernel: Kernel, steps: int
         context.figure(keys[2], min(p.values()), aim="≤ 0.001")
         return
     for name in STATISTICS:
-        context.figure(f"{key}/p {name}", p[name], aim="> 0.001")
+        context.figure(f"{key}/{name}: p", p[name], aim="> 0.001")
