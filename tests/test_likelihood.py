@@ -267,13 +267,18 @@ def test_resampling_keeps_the_estimate_and_makes_it_steadier(generator):
     assert abs(float(result.log_z)) < 4.5 * float(result.standard_error)
 
 
-def test_the_standard_error_is_the_delta_methods():
-    log_weights = torch.tensor([[0.0, 1.0, -0.5, 0.3]], dtype=torch.float64)
+def test_the_standard_error_is_the_jackknifes(generator):
+    """By leaving out each population in turn; the delta method's where weights vary little, and no false comfort where one dominates."""
+    log_weights = 2 * torch.randn(1, 5, generator=generator, dtype=torch.float64)
     result = Partition.of(log_weights)
     w = log_weights[0].exp()
     assert result.log_z.item() == pytest.approx(math.log(w.mean()))
-    assert result.standard_error.item() == pytest.approx(float(w.std() / w.mean()) / 2)
     assert result.effective.item() == pytest.approx(float(w.sum() ** 2 / w.square().sum()))
+    left_out = torch.stack([torch.cat([w[:i], w[i + 1 :]]).mean().log() for i in range(5)])
+    assert result.standard_error.item() == pytest.approx(float((4 / 5 * (left_out - left_out.mean()).square().sum()).sqrt()))
+    w = 1 + 0.01 * torch.randn(40, generator=generator, dtype=torch.float64)
+    assert Partition.of(w.log()[None]).standard_error.item() == pytest.approx(float(w.std() / w.mean()) / 40**0.5, rel=0.01)
+    assert Partition.of(torch.tensor([[0.0, 0.0, 0.0, 50.0]])).standard_error.item() > 20
     assert math.isnan(Partition.of(log_weights[:, :1]).standard_error.item())
 
 

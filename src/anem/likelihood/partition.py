@@ -27,7 +27,8 @@ class Partition:
 
     Arguments:
         log_z: log ∫ e^{−U(y, Σ)} dy in nats.
-        standard_error: of ``log_z``, in nats, by the delta method over populations; it means something while ``effective`` is several.
+        standard_error: of ``log_z``, in nats, by the jackknife over populations; NaN for a single one. While the weights vary little it is
+            the delta method's; where one population dominates (``effective`` near 1), it is about what leaving that one out would change.
         effective: effective number of populations, (Σ Ẑ)²/Σ Ẑ².
         log_weights: log Ẑ of every population, (W, P).
     """
@@ -41,10 +42,13 @@ class Partition:
     def of(cls, log_weights: Tensor) -> Partition:
         """From the log Ẑ of P independent populations, (W, P): Ẑ has the mean Z, so Z is estimated by the average."""
         count = log_weights.shape[1]
-        effective = _effective(log_weights)
-        spread = (count / effective - 1).clamp_min(0) / max(count - 1, 1)
-        error = spread.sqrt() if count > 1 else torch.full_like(spread, math.nan)
-        return cls(log_weights.logsumexp(1) - math.log(count), error, effective, log_weights)
+        log_z = log_weights.logsumexp(1) - math.log(count)
+        error = torch.full_like(log_z, math.nan)
+        if count > 1:
+            alone = torch.eye(count, dtype=torch.bool, device=log_weights.device)
+            left_out = log_weights[:, None].masked_fill(alone, -math.inf).logsumexp(2) - math.log(count - 1)
+            error = (count - 1) ** 0.5 * left_out.std(1, correction=0)
+        return cls(log_z, error, _effective(log_weights), log_weights)
 
 
 @torch.no_grad()
