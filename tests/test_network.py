@@ -148,3 +148,22 @@ def test_presets():
     small = EnergyNetwork(NetworkConfig.preset("small"), DataStatistics(1, 28, 28))
     assert 3e5 <= sum(p.numel() for p in small.parameters()) <= 1e6
     assert as_basis("pixel") == Pixel()
+
+
+def test_untrained_energy_of_white_noise_has_one_description_at_small_noise():
+    """Base and pixel marginals alone: pixels, frequencies and blocks agree where the noise is far below the data's variances."""
+    model = network(0.0)
+    x = images(8).double()
+    cov = Covariance.white(1e-7, x.shape, like=x)
+    y = x + cov.sample(torch.Generator().manual_seed(2))
+    energies = [model.energy(y, cov.to_basis(b)) for b in ("pixel", "fourier", "dct2", "dct4")]
+    assert all((energies[0] - e).abs().max() / 64 < 5e-3 for e in energies[1:])
+
+
+def test_pixel_observations_are_the_observation_itself_in_pixels():
+    model, cov = network(0.0), Covariance(mixed(4).values, "pixel")
+    rho = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    c = model.statistics.variance_in("pixel", 8, 8, rho)
+    pixels = model._pixel_observations(rho, cov.values, c.expand_as(rho), cov.basis)
+    assert torch.allclose(pixels.shift, rho) and torch.allclose(pixels.noise, cov.values)
+    assert torch.allclose(pixels.likely, cov.values) and torch.allclose(pixels.share, torch.ones_like(pixels.share))

@@ -37,8 +37,10 @@ class NoiseDraw:
         return torch.rand(shape, generator=self.generator)
 
     def level(self) -> Tensor:
-        """A log-variance for each image, uniform in [low, high], (n, 1, 1, 1)."""
-        return self.low + (self.high - self.low) * self.rand(self.shape[0], 1, 1, 1)
+        """A log-variance for each image, (n, 1, 1, 1): uniform in [low, high], stratified over the n images."""
+        n = self.shape[0]
+        strata = torch.randperm(n, generator=self.generator).view(n, 1, 1, 1)
+        return self.low + (self.high - self.low) * (strata + self.rand(n, 1, 1, 1)) / n
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Pixel coordinates, (1, 1, H, 1) and (1, 1, 1, W)."""

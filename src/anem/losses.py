@@ -22,19 +22,31 @@ class LossTerms:
     energy: Tensor
 
 
-def dual_score_loss(model: EnergyNetwork, x: Tensor, cov: Covariance, noise: Tensor, weight: float = 1.0) -> LossTerms:
-    """(1/d) ‖Σ^{1/2}∇U − ε‖² + w (1/d) Σ_k (∂U/∂ℓ_k − ½(1 − ε_k²))², averaged over the batch.
+def dual_score_loss(
+    model: EnergyNetwork, x: Tensor, cov: Covariance, noise: Tensor, weight: float = 1.0, balance: float = 0.0
+) -> LossTerms:
+    """(1/d) Σ_k b_k (√λ_k (B∇U)_k − ε_k)² + w (1/d) Σ_k b_k (∂U/∂ℓ_k − ½(1 − ε_k²))², averaged over the batch.
+
+    Both squares have floors near a_k = c_k/(c_k + λ_k) (exactly a_k and ½a_k(2 − a_k) for Gaussian data), so with b = 1 the nearly
+    deterministic small-noise coordinates give almost all of the gradient and its noise, and the large-noise ones, which decide on global
+    structure, almost none. b_k = (a_k + 10⁻³)^{−γ} depends on Σ alone, so it moves no minimum.
 
     Arguments:
         x: clean images, (B, C, H, W). cov: Σ of each.
         noise: ε, the white noise *drawn*, in basis coordinates (B, C, H, W): y = x + Bᵀ√λ ε. Recovering it from y − x would lose digits.
+        balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
         weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained.
     """
     rho = model.statistics.residual(x, cov.basis) + cov.values.sqrt() * noise
     gradients = model.differentiable_gradients(rho, cov)
-    a_dsm = (cov.values.sqrt() * gradients.grad_coordinates - noise).square().flatten(1).mean(1)
+    denoising = (cov.values.sqrt() * gradients.grad_coordinates - noise).square()
     # For a real signal k and −k share one variance: half the target's variance is averaged away.
     target = 0.5 * (1 - cov.basis.symmetrise(noise.square()))
-    a_csm = (gradients.grad_logvar - target).square().flatten(1).mean(1)
-    total = (a_dsm + weight * a_csm).mean()
-    return LossTerms(total, a_dsm.detach(), a_csm.detach(), gradients.energy.detach())
+    matching = (gradients.grad_logvar - target).square()
+    both = denoising + weight * matching
+    if balance:
+        c = model.statistics.variance_in(cov.basis, cov.shape[-2], cov.shape[-1], cov.values)
+        both = both * (c / (c + cov.values) + 1e-3).pow(-balance)
+    total = both.mean()
+    a_dsm, a_csm = denoising.detach().flatten(1).mean(1), matching.detach().flatten(1).mean(1)
+    return LossTerms(total, a_dsm, a_csm, gradients.energy.detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -11,6 +12,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["ScalarMixture"]
 
 _MIN_VARIANCE = 1e-8
+_LOG_GRID = torch.linspace(math.log(1e-10), math.log(1e6), 129, dtype=torch.float64)
 
 
 class _LogDensity(torch.autograd.Function):
@@ -61,12 +63,14 @@ class ScalarMixture(nn.Module):
     weights: Tensor
     means: Tensor
     variances: Tensor
+    divergences: Tensor
 
     def __init__(self, channels: int, components: int = 12) -> None:
         super().__init__()
         self.register_buffer("weights", torch.full((channels, components), 1 / components))
         self.register_buffer("means", torch.zeros(channels, components))
         self.register_buffer("variances", torch.ones(channels, components))
+        self.register_buffer("divergences", torch.zeros(channels, len(_LOG_GRID)))
 
     @torch.no_grad()
     def fit(self, values: Tensor, steps: int = 200) -> None:
@@ -91,6 +95,37 @@ class ScalarMixture(nn.Module):
                 s = ((r * (x[:, None] - m).square()).sum(0) / n).clamp_min(_MIN_VARIANCE)
                 p = n / len(x)
             self.weights[channel], self.means[channel], self.variances[channel] = p, m, s
+        self.divergences.copy_(self._divergences())
+
+    def _divergences(self) -> Tensor:
+        """KL(mixture + N(0, τ) ‖ Gaussian of the same mean and variance) on the grid of log τ, (C, 129), by Gauss–Hermite quadrature."""
+        nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(64))
+        p, mean, s = (b.double()[:, None, :] for b in (self.weights, self.means, self.variances))
+        tau = _LOG_GRID.exp()[None, :, None]
+        t = s + tau  # (C, 129, K)
+        m = mean[..., None] + t.sqrt()[..., None] * nodes  # (C, 129, K, 64)
+        gap = m[..., None] - mean[..., None, None, :]
+        log_p = torch.logsumexp(p.log()[..., None, None, :] - 0.5 * (t.log()[:, :, None, None] + gap.square() / t[:, :, None, None]), -1)
+        centre = (p * mean).sum(-1, keepdim=True)
+        wide = ((p * (s + mean.square())).sum(-1, keepdim=True) - centre.square() + tau)[..., None]
+        log_q = -0.5 * (wide.log() + (m - centre[..., None]).square() / wide)
+        each = ((log_p - log_q) * weights).sum(-1) / weights.sum()
+        return (p * each).sum(-1)
+
+    def divergence(self, variance: Tensor) -> Tensor:
+        """KL divergence in nats of the noisy mixture from a Gaussian of its mean and variance, (B, C, H, W) like ``variance``.
+
+        It is the mean of log p(m) − log N(m) over m = x + N(0, variance): cubic interpolation in log variance of a table.
+        """
+        position = (variance.log() - _LOG_GRID[0]) / (_LOG_GRID[1] - _LOG_GRID[0])
+        position = position.clamp(1, len(_LOG_GRID) - 3)
+        index = position.detach().floor()
+        f = (position - index)[..., None]
+        table = self.divergences.to(variance)[None, :, None, None, :].expand(*variance.shape, -1)
+        p = [table.gather(-1, index.long()[..., None] + k) for k in (-1, 0, 1, 2)]
+        slope, jump = 0.5 * (p[2] - p[0]), p[2] - p[1]
+        late = 0.5 * (p[3] - p[1])
+        return (p[1] + f * (slope + f * (3 * jump - 2 * slope - late + f * (slope + late - 2 * jump))))[..., 0]
 
     @torch.no_grad()
     def _ratios(self, m: Tensor, variance: Tensor, order: int) -> list[Tensor]:

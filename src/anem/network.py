@@ -2,15 +2,15 @@
 
 With ρ = B(y − μ), c the data variance in the basis, t = c + λ and a = c/t,
 
-    U = Σ_k ½[ρ_k²/t_k + log 2πt_k]                             exact for Gaussian data
+    U = Σ_k ½[ρ_k²/t_k + log 2πt_k]                             exact for Gaussian data; t_k = c_k^{1−h} c̄^h + λ_k
       + Σ_p (1 + g_p) δ_p                                       single pixels are not Gaussian
       + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p          the rest
 
-F, e and g are outputs of one U-Net. δ_p compares a scalar mixture with a Gaussian prior for pixel p, both seen through the scalar
-observation of that pixel which the Gaussian base makes of (y, Σ): with v and w the pixel variances of cλ/t and c²/t, it is
-μ + (v + w)/w · (Bᵀ ρa)_p with noise variance v(v + w)/w. In the pixel basis this is (y_p, λ_p) itself and U with g = F = e = 0 is the exact
-energy of independent mixture pixels; in other bases it is one step of expectation propagation. α_p = w/(v + w), which is a in pixels.
-δ, α and √a vanish as λ → ∞, so U is normalised there by construction.
+h(Σ) ∈ (0, 1) goes to 1 as pixels become known, see :meth:`EnergyNetwork._tempered`. F, e and g are outputs of one U-Net.
+δ_p compares a scalar mixture with a Gaussian prior for pixel p, both seen through a scalar observation of that pixel (see
+:class:`PixelObservations`): δ = s (δ° + K(τ)) − K(τ̄) with δ° = −log p_mix(m; τ) + log p_Gauss(m; τ), −K(τ) its mean, s the share of
+independent pixels and τ̄ the noise of equal information. In the pixel basis m = y, τ = τ̄ = λ, s = 1, and U with g = F = e = 0 is the exact
+energy of independent mixture pixels. α_p = 1/(1 + τ/Var x). δ, α and √a vanish as λ → ∞, so U is normalised there by construction.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from anem.covariance import Basis, Covariance
 from anem.energy import EnergyModel, Evaluation
-from anem.nn.embedding import spectral_features
+from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet
 from anem.statistics import DataStatistics
 
@@ -91,6 +91,29 @@ class TrainingGradients:
     grad_logvar: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class PixelObservations:
+    """What (y, Σ) says about each pixel on its own: m = x + N(0, τ), (B, C, H, W) each.
+
+    Arguments:
+        shift: m − μ. noise: τ.
+        share: independent pixel observations per pixel; the mean-field sum over pixels counts fluctuations this much.
+        likely: noise variance at which each pixel would carry the information ½ log(1 + c̄/λ) that Σ has on it; sets the mean of δ.
+        spread: variance of x about μ.
+    """
+
+    shift: Tensor
+    noise: Tensor
+    share: Tensor
+    likely: Tensor
+    spread: Tensor
+
+
+def _coherence(spectrum: Tensor, diagonal: Tensor) -> Tensor:
+    """‖V‖²_F/‖diag V‖² of V = Bᵀ diag(spectrum) B, (B, C, 1, 1): 1 where errors are independent between pixels, up to H·W."""
+    return spectrum.square().sum((2, 3), keepdim=True) / diagonal.square().sum((2, 3), keepdim=True)
+
+
 class EnergyNetwork(EnergyModel):
     """U(y, Σ) as described in the module's docstring.
 
@@ -121,6 +144,9 @@ class EnergyNetwork(EnergyModel):
             config.norm,
             config.dropout,
         )
+        self.temper = nn.Linear(SPECTRAL_FEATURES, 1)
+        nn.init.zeros_(self.temper.weight)
+        nn.init.constant_(self.temper.bias, -2 * math.log(4))
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}
 
@@ -141,41 +167,82 @@ class EnergyNetwork(EnergyModel):
         variances = logvar.exp()
         t = c + variances
         a = c / t
-        white = rho * t.rsqrt()
+        summary = spectral_features((logvar - c.log()).to(self._dtype), basis, self._windows)
         if self.config.form == "inner":
+            white = rho * t.rsqrt()
             ratio = basis.pixel_variance(variances).log() - basis.pixel_variance(c.expand_as(t)).log()
-            (f,) = self._network([basis.inverse(white)], ratio, logvar - c.log(), basis, (rho.shape[1],))
+            (f,) = self._network([basis.inverse(white)], ratio, summary, (rho.shape[1],))
             return 0.5 * (white * (1 + c / variances).pow(0.25) * basis.forward(f)).flatten(1).sum(1)
-        v = basis.pixel_variance(a * variances)
-        w = basis.pixel_variance(a * c)
-        spread = v + w
-        ratio = v / w  # λ/c of the scalar observation
-        mean = basis.inverse(rho * a)
-        scale = spread.rsqrt()
-        features = [basis.inverse(white), mean * scale]
+        pixels = self._pixel_observations(rho, variances, c, basis)
+        ratio = pixels.noise / pixels.spread
+        scale = pixels.spread.rsqrt()
+        flat, tempering = self._tempered(rho, variances, c, ratio, summary)
+        white = rho * flat.rsqrt()
+        features = [basis.inverse(white), basis.inverse(rho * a) * scale]
         delta = None
         if self.config.marginal:
-            centre = self.statistics.mean_image(rho)
-            shift, noise = mean * (1 + ratio), spread * ratio
-            log_p, posterior = self.statistics.marginal(centre + shift, noise)
-            delta = -0.5 * (torch.log(2 * math.pi * (spread + noise)) + shift.square() / (spread + noise)) - log_p
-            features += [(posterior - centre) * scale, delta / 4]
-        outputs = self._network(features, ratio.log(), logvar - c.log(), basis, (rho.shape[1], 1, 1))
+            delta, posterior = self._marginals(pixels, rho)
+            features += [posterior * scale, delta / 4]
+        outputs = self._network(features, ratio.log(), summary, (rho.shape[1], 1, 1))
         field, density, gate = (o.to(rho) for o in outputs)
         local = density[:, 0] / (1 + ratio).mean(1)
         if delta is not None:
             local = local + (1 + gate[:, 0]) * delta.sum(1)
         inner = white * (1 + c / variances).pow(0.25) * a.sqrt() * basis.forward(field)
-        return local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
+        return tempering + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
 
-    def _network(self, features: list[Tensor], ratio: Tensor, log_ratio: Tensor, basis: Basis, split: Sequence[int]) -> Sequence[Tensor]:
+    def _pixel_observations(self, rho: Tensor, variances: Tensor, c: Tensor, basis: Basis) -> PixelObservations:
+        """See :class:`PixelObservations`. In the pixel basis, and for white noise of small variance, it is (y − μ, λ, 1, λ).
+
+        There are two candidates: y itself with its own noise diag Σ, and what the Gaussian base says after borrowing from correlated
+        pixels, which has variance v against w explained and amounts to noise v(v + w)/w. Their errors are independent between pixels only
+        as far as their covariances V are diagonal there: ‖V‖²_F/‖diag V‖² pixels err together. The better one, counted so, wins.
+        """
+        each = c * variances / (c + variances)
+        v, w = basis.pixel_variance(each), basis.pixel_variance(c * c / (c + variances))
+        own, borrowed = basis.pixel_variance(variances), v * (v + w) / w
+        apart, together = _coherence(variances, own).log(), _coherence(each, v).log()
+        q = torch.sigmoid(2 * (borrowed.log() + together - own.log() - apart))
+        noise = torch.exp(borrowed.log() + q * (own.log() - borrowed.log()))
+        share = torch.exp(-together + q * (together - apart))
+        shift = basis.inverse(rho * c / (c + variances)) * (1 - q) * (v + w) / w + basis.inverse(rho) * q
+        mean_c = c.mean((2, 3), keepdim=True)
+        likely = mean_c / torch.expm1(basis.pixel_variance(torch.log1p(mean_c / variances)))
+        return PixelObservations(shift, noise, share, likely, v + w)
+
+    def _marginals(self, pixels: PixelObservations, like: Tensor) -> tuple[Tensor, Tensor]:
+        """δ, and the posterior mean of each pixel minus μ, (B, C, H, W)."""
+        marginal, centre = self.statistics.marginal, self.statistics.mean_image(like)
+        log_p, posterior = marginal(centre + pixels.shift, pixels.noise)
+        wide = pixels.spread + pixels.noise
+        delta = -0.5 * (torch.log(2 * math.pi * wide) + pixels.shift.square() / wide) - log_p
+        centred = delta + marginal.divergence(pixels.noise)
+        return pixels.share * centred - marginal.divergence(pixels.likely), posterior - centre
+
+    def _tempered(self, rho: Tensor, variances: Tensor, c: Tensor, ratio: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        """t_h = c^{1−h} c̄^h + λ, and the Gaussian base energy with t_h in place of t minus the one with t, (B,).
+
+        Where noise is small, the pixel marginals already say most of what the spectrum says, and counting both is wrong by nats per
+        pixel; h, a function of Σ alone, fades the spectrum out there. Both energies are exactly normalised.
+        """
+        known = -ratio.log().flatten(1).mean(1, keepdim=True)
+        h = torch.sigmoid(2 * known + self.temper(summary).to(known))[:, :, None, None]
+        t = c + variances
+        flat = torch.exp(c.log() + h * (c.mean((2, 3), keepdim=True).log() - c.log())) + variances
+        difference = 0.5 * (rho.square() * (1 / flat - 1 / t) + torch.log(flat / t))
+        return flat, difference.flatten(1).sum(1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.unet.enter.weight.dtype
+
+    def _network(self, features: list[Tensor], ratio: Tensor, summary: Tensor, split: Sequence[int]) -> Sequence[Tensor]:
         """The U-Net on image-space features and the log noise-to-data ratio, padded to a size it can halve."""
-        dtype = self.unet.enter.weight.dtype
+        dtype = self._dtype
         height, width = ratio.shape[-2:]
         extra = (0, -width % self.unet.multiple, 0, -height % self.unet.multiple)
         noise_map = torch.cat([ratio / 8, torch.sigmoid(-ratio)], 1).to(dtype)
         image = torch.cat([f.to(dtype) for f in features], 1)
-        summary = spectral_features(log_ratio.to(dtype), basis, self._windows)
         if any(extra):
             noise_map, image = pad(noise_map, extra), pad(image, extra)
         return self.unet(image, noise_map, summary)[..., :height, :width].split(list(split), 1)

@@ -141,6 +141,7 @@ class TrainConfig:
         batch_size: images an optimiser step, over all processes and accumulated parts.
         accumulation: parts a batch is cut into, one after the other, to save memory.
         weight: w of the covariance score matching term (design: total = ℓ₁ + w (1/d) Σ r_k²).
+        balance: γ of the coordinate weights (a + 10⁻³)^{−γ}, see :func:`anem.losses.dual_score_loss`.
         statistics_images: images used to fit mean and variances.
         max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
         threads: CPU threads of torch; 0 leaves torch's choice.
@@ -153,6 +154,7 @@ class TrainConfig:
     batch_size: int = 64
     accumulation: int = 1
     weight: float = 1.0
+    balance: float = 0.5
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0
