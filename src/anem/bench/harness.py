@@ -120,6 +120,7 @@ class Context:
         out: folder for pictures, tables and checkpoints of the bench's own.
         model: name or path of the model to judge, for :func:`anem.load`.
         data: folder of the data sets (``make data``).
+        split: "tuning", the images to try things out on, or "report", those of the one report at the end.
         save: called after every figure.
     """
 
@@ -131,6 +132,7 @@ class Context:
         out: Path,
         model: str = "digits",
         data: Path = Path("data"),
+        split: str = "tuning",
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -138,6 +140,7 @@ class Context:
         self.out = out
         self.model = model
         self.data = data
+        self.split = split
         self.seed = report.seed
         self._save = save
         self._made: set[str] = set()
@@ -205,6 +208,7 @@ def run_bench(
     quick: bool = False,
     model: str = "digits",
     data: Path = Path("data"),
+    split: str = "tuning",
     fresh: bool = False,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
@@ -236,7 +240,7 @@ def run_bench(
         on_figure(key, figure)
 
     write_json(json_file, report.as_dict())
-    run(Context(report, quick=quick, out=out, model=model, data=data, save=save))
+    run(Context(report, quick=quick, out=out, model=model, data=data, split=split, save=save))
     report.wall_s = spent + time.perf_counter() - start
     write_json(json_file, report.as_dict())
     return report
