@@ -90,9 +90,16 @@ def load(name_or_path: str | Path = "digits", device: torch.device | str = "cpu"
 
     Raises:
         FileNotFoundError: no such model.
-        ValueError: files that are damaged or not a model of this package.
+        ValueError: files that are damaged or not a model of this package; a device that is not there.
     """
+    import torch
+
     from anem.network import EnergyNetwork
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
 
     folder = locate(name_or_path)
     read_card(folder)

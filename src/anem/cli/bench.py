@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from anem.cli.options import Flag
+from anem.cli.options import Flag, check_seed
 
 
 @dataclass
@@ -32,6 +32,8 @@ class Bench:
     """name or folder of the model to judge"""
     data: Annotated[Path, arg(metavar="DIR")] = Path("data")
     """folder of the data sets that 'make data' fetches"""
+    split: Literal["tuning", "report"] = "tuning"
+    """images on which a model is judged: those to try things out on, or those of the one report at the end"""
     seed: int = 0
     """of all random numbers"""
     fresh: Flag = False
@@ -47,6 +49,7 @@ class Bench:
             for name in BENCHES:
                 print(f"{name:12s} {(load_bench(name, BENCHES).__doc__ or '').splitlines()[0]}")
             return 0
+        check_seed(self.seed)
         bench = load_bench(self.name, BENCHES)
         log = Console(stderr=True, highlight=False)
 
@@ -64,6 +67,7 @@ class Bench:
             quick=self.quick,
             model=self.model,
             data=self.data,
+            split=self.split,
             fresh=self.fresh,
             on_figure=show,
         )
@@ -77,5 +81,6 @@ class Bench:
         words = ["anem", "bench", self.name]
         words += ["--quick"] if self.quick else []
         words += ["--model", self.model] if self.model != "digits" else []
+        words += ["--split", self.split] if self.split != "tuning" else []
         words += ["--seed", str(self.seed)] if self.seed else []
         return shlex.join(words)

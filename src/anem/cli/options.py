@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-__all__ = ["Device", "Flag", "Images", "Model"]
+__all__ = ["Device", "Flag", "Images", "Model", "check_seed"]
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 """A switch, off unless given."""
@@ -27,3 +27,9 @@ Model = Annotated[str, arg(metavar="MODEL", help="a bundled model (see 'anem mod
 
 Device = Annotated[str, arg(metavar="DEVICE", help="where to compute, such as cuda")]
 """For torch."""
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError for a seed that not every source of random numbers takes."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed: wanted 0 to 2**32 - 1, got {seed}")

@@ -13,13 +13,24 @@ from PIL import Image
 from rich.table import Table
 from torch import Tensor
 
+from anem.covariance import Pixel
 from anem.images import save_image
+from anem.metrics import psnr
 from anem.operators import LinearOperator
 from anem.sample import Restoration
 from anem.sheet import Row, contact_sheet, viridis
 
-COLUMNS, SAMPLES = 12, 8
+SHOWN_IMAGES, SHOWN_SAMPLES = 12, 8
 """Most images and samples on a contact sheet."""
+
+COLUMNS = {
+    "psnr_measurement": "as given",
+    "psnr_samples": "samples",
+    "psnr_mean": "mean",
+    "psnr_samples_hidden": "samples, hidden part",
+    "psnr_mean_hidden": "mean, hidden part",
+}
+"""What the table shows of the PSNR in a record, with its headings."""
 
 
 @dataclass(eq=False)
@@ -44,44 +55,59 @@ class Result:
     trusted: Tensor
 
     @cached_property
-    def exact_std(self) -> Tensor | None:
-        """Posterior standard deviation of every pixel from one network call, (B, C, H, W).
+    def exact_variance(self) -> Tensor | None:
+        """Posterior variance of every pixel from one network call, (B, C, H, W), raw: a model's error can make it negative.
 
-        NaN where λ is far above the data variance (a small difference of large numbers there) or the raw variance is negative; None
-        where Σ is not diagonal in pixels or nothing is left.
+        NaN where λ is far above the data variance, where it is a small difference of large numbers; None where Σ is not diagonal in
+        pixels or nothing is left.
         """
         variance = self.restoration.variance
         if variance is None or not bool(self.trusted.any()):
             return None
-        return torch.where(self.trusted & (variance >= 0), variance.clamp_min(0).sqrt(), math.nan)
+        return torch.where(self.trusted, variance, math.nan)
+
+    @property
+    def exact_std(self) -> Tensor | None:
+        """Its square root, 0 where it is negative (the record has the share of such pixels)."""
+        return None if self.exact_variance is None else self.exact_variance.clamp_min(0).sqrt()
 
     @cached_property
     def record(self) -> dict:
-        """Settings and figures, ready for JSON: PSNR in dB with peak 1, energies in nats."""
-        samples, images = self.restoration.samples, []
-        for b, name in enumerate(self.names):
-            entry: dict = {"name": name}
-            if self.clean is not None:
-                x = self.clean[b]
-                entry["psnr_mean"] = psnr(self.restoration.mean[b], x)
-                entry["psnr_samples"] = [psnr(s, x) for s in samples[:, b]]
-                if self.measurement.shape == self.clean.shape:
-                    entry["psnr_measurement"] = psnr(self.operator.visualise(self.measurement)[b], x)
+        """Settings and figures, ready for JSON: PSNR in dB with peak 1 (null: no error at all), energies in nats."""
+        images: list[dict] = [{"name": name} for name in self.names]
+        for key, values in self.ratios().items():
+            for entry, value in zip(images, values.movedim(-1, 0).tolist(), strict=True):
+                entry[key] = decibels(value)
+        for b, entry in enumerate(images):
             entry["energy_samples"] = [round(float(u), 3) for u in self.restoration.energy[:, b]]
-            if self.exact_std is not None:
-                entry["exact_std_share"] = round(float(torch.isfinite(self.exact_std[b]).float().mean()), 4)
-            images.append(entry)
+            if self.exact_variance is not None:
+                known = self.exact_variance[b].isfinite()
+                entry["exact_variance_share"] = round(float(known.float().mean()), 4)
+                entry["exact_variance_negative_share"] = round(float((self.exact_variance[b] < 0).float().mean()), 4)
         return self.head | {"images": images}
+
+    def ratios(self) -> dict[str, Tensor]:
+        """PSNR of what can be compared with the clean images, (B,) or (S, B), over all pixels and over those never measured."""
+        if self.clean is None:
+            return {}
+        compared = {"mean": self.restoration.mean, "samples": self.restoration.samples}
+        if self.measurement.shape == self.clean.shape:
+            compared["measurement"] = self.operator.visualise(self.measurement)
+        ratios = {f"psnr_{key}": psnr(x.clamp(0, 1), self.clean) for key, x in compared.items()}
+        hidden = ~self.operator.measured(self.clean.shape, self.clean).expand(self.clean.shape)
+        if self.operator.basis == Pixel() and bool(hidden.flatten(1).any(1).all()):
+            ratios |= {f"psnr_{key}_hidden": psnr(compared[key].clamp(0, 1), self.clean, hidden) for key in ("mean", "samples")}
+        return ratios
 
     def write(self, folder: Path) -> None:
         """All pictures and arrays into ``folder``, one folder an image, and ``sheet.png``."""
         pictures = {"measurement": self.operator.visualise(self.measurement), "mean": self.restoration.mean}
         if self.clean is not None:
             pictures["clean"] = self.clean
-        # A standard deviation of intensities in [0, 1] is at most ½.
-        deviations = {"std": self.restoration.std, "std_exact": self.exact_std}
-        pictures |= {f"{name}_x2": 2 * std.nan_to_num(0.0) for name, std in deviations.items() if std is not None}
-        arrays = {"measurement": self.measurement, "mean": self.restoration.mean, "clean": self.clean, **deviations}
+        maps = {"std": self.restoration.std, "std_exact": self.exact_std}
+        pictures |= {name: std.nan_to_num(0.0) for name, std in maps.items() if std is not None}
+        arrays = {"measurement": self.measurement, "mean": self.restoration.mean, "clean": self.clean, "std": self.restoration.std}
+        arrays["variance_exact"] = self.exact_variance
         for b, name in enumerate(self.names):
             own = folder / name
             own.mkdir()
@@ -95,18 +121,19 @@ class Result:
 
     def sheet(self) -> Image.Image:
         """The contact sheet: a column an image, from the clean one down to the uncertainty."""
-        shown, std, exact = slice(COLUMNS), self.restoration.std, self.exact_std
+        shown, std, exact = slice(SHOWN_IMAGES), self.restoration.std, self.exact_std
         rows = [] if self.clean is None else [Row("clean", self.clean[shown])]
         rows.append(Row("measurement", self.operator.visualise(self.measurement)[shown]))
-        rows += [Row(f"sample {s + 1}", x[shown]) for s, x in enumerate(self.restoration.samples[:SAMPLES])]
+        rows += [Row(f"sample {s + 1}", x[shown]) for s, x in enumerate(self.restoration.samples[:SHOWN_SAMPLES])]
+        maximum = max((float(m[shown].square().mean(1).sqrt().nan_to_num(0.0).max()) for m in (std, exact) if m is not None), default=0.0)
         if std is not None:
-            maximum = max(float(std[shown].square().mean(1).sqrt().max()), 1e-6)
             rows.append(Row(f"mean of {len(self.restoration.samples)} samples", self.restoration.mean[shown]))
-            rows.append(Row("standard deviation of the samples", std[shown], maximum))
-            if exact is not None:
-                rows.append(Row("the same exactly, from one network call (grey: not to be had so)", self.coloured(exact[shown], maximum)))
+            rows.append(Row("standard deviation of the samples", std[shown], maximum or 1.0))
+        if exact is not None:
+            label = "standard deviation from one network call (grey: too much noise for it)"
+            rows.append(Row(label, self.coloured(exact[shown], maximum or 1.0)))
         entries = self.record["images"][shown]
-        captions = [e["name"] + (f"\nPSNR {e['psnr_mean']:.1f} dB" if "psnr_mean" in e else "") for e in entries]
+        captions = [short(e["name"]) + (f" PSNR {average(e['psnr_mean'], 1)} dB" if "psnr_mean" in e else "") for e in entries]
         return contact_sheet(rows, captions)
 
     @staticmethod
@@ -116,29 +143,34 @@ class Result:
         return torch.where(flat.isnan()[:, None], 150.5 / 256, viridis(flat.nan_to_num(0.0) / maximum))
 
 
-def psnr(x: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio of an image, in dB, for a peak of 1; two decimals."""
-    return round(-10 * math.log10(max(float((x.clamp(0, 1) - reference).square().mean()), 1e-12)), 2)
+def short(name: str, length: int = 15) -> str:
+    """A name that fits over a column."""
+    return name if len(name) <= length else f"{name[: length // 2 - 1]}..{name[-(length // 2 - 1) :]}"
+
+
+def decibels(value: float | list[float]) -> float | list | None:
+    """Figures in dB with two decimals; None where infinite, which JSON has no number for."""
+    if isinstance(value, list):
+        return [decibels(v) for v in value]
+    return round(value, 2) if math.isfinite(value) else None
 
 
 def table(record: dict) -> Table:
     """The figures of a record, an image a line."""
     cost = f"{record['calls']} network calls a sample, {record['seconds']:.1f} s"
     title = f"{record.get('task', 'restoration')}, sigma {record['sigma']:g}: {cost}"
-    grid = Table(title=title, title_justify="left", header_style="bold")
-    grid.add_column("image")
-    compared = "psnr_mean" in record["images"][0]
-    for heading in ("measurement dB", "samples dB", "mean dB") if compared else ("energy of samples (nats)",):
+    columns = {key: heading for key, heading in COLUMNS.items() if key in record["images"][0]}
+    grid = Table(title=title, title_justify="left", header_style="bold", caption="PSNR in dB" if columns else None, caption_justify="left")
+    columns = columns or {"energy_samples": "energy of the samples, nats"}
+    grid.add_column("image", overflow="fold", min_width=15)
+    for heading in columns.values():
         grid.add_column(heading, justify="right")
     for entry in record["images"]:
-        if compared:
-            figures = [f"{v:.2f}" if (v := entry.get("psnr_measurement")) is not None else "", average(entry["psnr_samples"], 2)]
-            grid.add_row(entry["name"], *figures, f"{entry['psnr_mean']:.2f}")
-        else:
-            grid.add_row(entry["name"], average(entry["energy_samples"], 1))
+        grid.add_row(entry["name"], *(average(entry[column]) for column in columns))
     return grid
 
 
-def average(values: list[float], digits: int) -> str:
-    """Mean of some figures."""
-    return f"{sum(values) / len(values):.{digits}f}"
+def average(figures: float | list[float | None] | None, digits: int = 2) -> str:
+    """A figure, or the mean of some; None stands for infinity."""
+    values = figures if isinstance(figures, list) else [figures]
+    return f"{sum(math.inf if v is None else v for v in values) / len(values):.{digits}f}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, arg
 
 from anem.cli.degradation import Degradation
-from anem.cli.options import Device, Flag, Images, Model
+from anem.cli.options import Device, Flag, Images, Model, check_seed
 
 if TYPE_CHECKING:
     from anem.cli.report import Result
@@ -58,8 +58,9 @@ class Restore:
         if not self.images and not self.degradation.given():
             self.degradation.task = "inpaint-box"
         self.degradation.check()
+        check_seed(self.seed)
         if self.samples < 1 or self.steps < 1:
-            raise ValueError(f"restore: wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
+            raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
         with new_folder(self.out) as folder:
             result = self.restore()
             result.write(folder)
@@ -85,8 +86,7 @@ class Restore:
         names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=not real)
         images = images.to(self.device)
         operator = self.degradation.operator(tuple(images.shape), self.seed)
-        # Seeds apart from those of the chains, which draw with seed + b.
-        generators = generators_for([2**32 + self.seed + b for b in range(len(images))], self.device)
+        generators = generators_for(range(self.seed, self.seed + len(images)), self.device)
         measurement = self.degradation.apply(images, operator, generators)
         start = time.perf_counter()
         with progress(self.steps) as callback:

@@ -1,0 +1,496 @@
+"""The command line: what each command writes and prints, and one line on stderr for whatever is wrong."""
+
+import json
+import math
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import anem
+from anem.bench import BENCHES, harness
+from anem.cli import main
+from anem.cli.degradation import TASKS
+from anem.gaussian import make_power_law_gaussian
+from anem.metrics import psnr
+from anem.sample import KERNELS
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder, and an exact Gaussian, grey or in colour, for every model name."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("anem.hub.load", lambda name, device="cpu": make_power_law_gaussian(3 if name == "colour" else 1, SIZE, SIZE))
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of two grey pictures and one in colour, of 16 x 16 pixels."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    x = make_power_law_gaussian(3, SIZE, SIZE).sample(3, torch.Generator().manual_seed(1)).mul(256).clamp(0, 255).byte()
+    for i, name in enumerate("abc"):
+        image = Image.fromarray(x[i].permute(1, 2, 0).numpy())
+        (image if name == "c" else image.convert("L")).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def anem_says(capsys):
+    """Run a command that succeeds and return what it prints."""
+
+    def run(*arguments) -> str:
+        code = main([str(a) for a in arguments])
+        output = capsys.readouterr()
+        assert code == 0, output.err
+        return output.out
+
+    return run
+
+
+@pytest.fixture
+def anem_refuses(capsys):
+    """Run a command that fails, and return its one line on stderr."""
+
+    def run(*arguments) -> str:
+        code = main([str(a) for a in arguments])
+        output = capsys.readouterr()
+        assert code == 2
+        assert output.out == ""
+        lines = output.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("anem: error: "), output.err
+        return lines[0]
+
+    return run
+
+
+FAST = ("--steps", 2, "--samples", 2)
+
+
+def files_in(folder: Path) -> set[str]:
+    return {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
+
+
+def pixels(path: Path) -> torch.Tensor:
+    return (torch.from_numpy(np.array(Image.open(path)))[None].float() + 0.5) / 256
+
+
+# --- restore ---
+
+
+def test_restore_writes_everything_it_promises(pictures, anem_says):
+    printed = anem_says("restore", pictures / "a.png", pictures / "b.png", "--task", "inpaint-box", *FAST)
+    own = {"clean.png", "measurement.png", "mean.png", "sample_0.png", "sample_1.png", "std.png", "std_exact.png", "arrays.npz"}
+    assert files_in(Path("out")) == {f"{name}/{f}" for name in "ab" for f in own} | {"sheet.png", "result.json"}
+    assert "out/sheet.png" in printed
+    record = json.loads(Path("out/result.json").read_text())
+    assert set(record["files"]) == files_in(Path("out")) - {"result.json"}
+    assert (record["task"], record["samples"], record["steps"], record["calls"]) == ("inpaint-box", 2, 2, 3)
+    assert [entry["name"] for entry in record["images"]] == ["a", "b"]
+
+
+def test_the_figures_are_those_of_the_files(pictures, anem_says):
+    record = json.loads(anem_says("restore", pictures / "a.png", "--task", "inpaint-box", "--box", 4, *FAST, "--json"))
+    entry, own = record["images"][0], Path("out/a")
+    clean = pixels(own / "clean.png")
+    assert torch.equal(clean, pixels(pictures / "a.png"))
+    for key, file in (("psnr_mean", "mean"), ("psnr_measurement", "measurement")):
+        assert entry[key] == pytest.approx(float(psnr(pixels(own / f"{file}.png"), clean)), abs=0.1)
+    hidden = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    hidden[6:10, 6:10] = True
+    assert entry["psnr_mean_hidden"] == pytest.approx(float(psnr(pixels(own / "mean.png"), clean, hidden)), abs=0.1)
+    arrays = np.load(own / "arrays.npz")
+    assert arrays["samples"].shape == (2, 1, SIZE, SIZE)
+    np.testing.assert_allclose(arrays["std"], arrays["samples"].std(0, ddof=1), atol=1e-6)
+    np.testing.assert_allclose(arrays["mean"], arrays["samples"].mean(0), atol=1e-6)
+
+
+def test_the_exact_variance_is_that_of_the_posterior_where_it_is_given(pictures, anem_says):
+    sigma = 0.1
+    anem_says("restore", pictures / "a.png", "--task", "inpaint-box", "--sigma", sigma, *FAST)
+    exact = np.load("out/a/arrays.npz")["variance_exact"][0]
+    hidden = np.zeros((SIZE, SIZE), bool)
+    hidden[4:12, 4:12] = True
+    np.testing.assert_array_equal(np.isnan(exact), hidden)
+    model = make_power_law_gaussian(1, SIZE, SIZE)
+    operator = anem.Inpainting.centre_box((SIZE, SIZE), 8)
+    observation = operator.observe(torch.zeros(1, 1, SIZE, SIZE, dtype=torch.float64), sigma, model.statistics)
+    truth = model.posterior(observation.y, observation.cov).variance.reshape(SIZE, SIZE)
+    np.testing.assert_allclose(exact[~hidden], truth[~torch.from_numpy(hidden)], rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", TASKS.split(", "))
+def test_every_task_of_the_help_is_one(task, pictures, anem_says):
+    record = json.loads(anem_says("restore", pictures / "a.png", "--task", task, "--steps", 1, "--samples", 1, "--json"))
+    assert record["task"] == task
+    assert math.isfinite(record["images"][0]["psnr_mean"])
+    assert not Path("out/a/std.png").exists()
+
+
+def test_the_tasks_of_the_help_are_all():
+    assert tuple(TASKS.split(", ")) == anem.TASKS
+
+
+@pytest.mark.parametrize("sampler", KERNELS)
+def test_every_sampler_runs(sampler, pictures, anem_says):
+    assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST)
+
+
+def test_a_seed_repeats_a_result_and_another_does_not(pictures, anem_says):
+    def run(*arguments) -> bytes:
+        anem_says("restore", pictures / "a.png", "--task", "inpaint-random", *FAST, *arguments)
+        return Path("out/a/sample_1.png").read_bytes()
+
+    first = run("--seed", 3)
+    assert run("--seed", 3) == first
+    assert run("--seed", 4) != first
+
+
+def test_colour_is_kept_by_a_model_in_colour_and_lost_otherwise(pictures, anem_says):
+    for model, shape in (("colour", (2, 3, SIZE, SIZE)), ("grey", (2, 1, SIZE, SIZE))):
+        anem_says("restore", pictures / "c.png", "--task", "sr2", "--model", model, *FAST)
+        assert np.load("out/c/arrays.npz")["samples"].shape == shape
+
+
+def test_without_images_the_bundled_ones_are_used(pictures, monkeypatch, anem_says):
+    for name in "bc":
+        (pictures / f"{name}.png").unlink()
+    monkeypatch.setattr("anem.hub.locate", lambda name: pictures.parent)
+    pictures.rename(pictures.parent / "examples")
+    assert "inpaint-box" in anem_says("restore", *FAST)
+    assert "a" in anem_says("logprob")
+
+
+def test_bundled_digits_are_there():
+    examples = sorted((anem.hub.WEIGHTS / "digits" / "examples").glob("*.png"))
+    assert len(examples) == 8
+    assert {Image.open(e).size for e in examples} == {(28, 28)}
+
+
+# --- real measurements ---
+
+
+@pytest.fixture
+def mask(tmp_path) -> Path:
+    array = np.full((SIZE, SIZE), 255, np.uint8)
+    array[:5] = 0
+    Image.fromarray(array).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def test_a_masked_measurement_keeps_what_was_seen(pictures, mask, anem_says):
+    record = json.loads(anem_says("restore", pictures / "a.png", "--mask", mask, "--sigma", 0, *FAST, "--json"))
+    assert record["mask"] == str(mask)
+    assert "psnr_mean" not in record["images"][0] and not Path("out/a/clean.png").exists()
+    given, mean = pixels(pictures / "a.png"), pixels(Path("out/a/mean.png"))
+    assert (given - mean)[:, 5:].abs().max() < 0.02
+    assert (given - mean)[:, :5].abs().max() > 0.05
+    measurement = pixels(Path("out/a/measurement.png"))
+    assert torch.equal(measurement[:, 5:], given[:, 5:])
+
+
+def test_a_blur_kernel_from_a_picture_is_normalised_and_an_array_is_not(pictures, tmp_path, anem_says):
+    kernel = np.array([[0, 100, 0], [100, 200, 100], [0, 100, 0]], np.uint8)
+    Image.fromarray(kernel).save(tmp_path / "kernel.png")
+    np.save(tmp_path / "kernel.npy", kernel / 600)
+    results = []
+    for file in ("kernel.png", "kernel.npy"):
+        anem_says("restore", pictures / "a.png", "--kernel", tmp_path / file, "--sigma", 0.01, *FAST)
+        results.append(np.load("out/a/arrays.npz")["samples"])
+    np.testing.assert_allclose(*results, atol=1e-5)
+
+
+def test_scale_and_measured_super_resolution_are_the_same(pictures, anem_says):
+    results = []
+    Image.open(pictures / "a.png").reduce(2).save("small.png")
+    for options in (("--scale", 2), ("--task", "sr2", "--measured")):
+        anem_says("restore", "small.png", *options, "--sigma", 0.01, *FAST)
+        results.append(np.load("out/small/arrays.npz")["samples"])
+    assert results[0].shape == (2, 1, SIZE, SIZE)
+    np.testing.assert_array_equal(*results)
+
+
+def test_arrays_are_measurements_beyond_the_range_of_pictures(tmp_path, anem_says):
+    np.save(tmp_path / "noisy.npy", 1.5 * np.ones((2, SIZE, SIZE), np.float32))
+    anem_says("restore", tmp_path / "noisy.npy", "--task", "denoise", "--measured", "--sigma", 0.5, *FAST)
+    assert {d.name for d in Path("out").iterdir() if d.is_dir()} == {"noisy_0000", "noisy_0001"}
+
+
+def test_images_of_one_name_are_kept_apart(pictures, anem_says):
+    other = pictures.parent / "other"
+    other.mkdir()
+    (other / "a.png").write_bytes((pictures / "b.png").read_bytes())
+    anem_says("restore", pictures / "a.png", other / "a.png", "--task", "denoise", *FAST)
+    assert {d.name for d in Path("out").iterdir() if d.is_dir()} == {"a", "a_2"}
+
+
+# --- the folder of results ---
+
+
+def test_an_earlier_result_is_replaced_whole(pictures, anem_says):
+    anem_says("restore", pictures / "a.png", "--task", "denoise", "--steps", 1, "--samples", 3)
+    anem_says("restore", pictures / "b.png", "--task", "denoise", "--steps", 1, "--samples", 1)
+    assert {f.split("/")[0] for f in files_in(Path("out"))} == {"b", "sheet.png", "result.json"}
+    assert [p.name for p in Path.cwd().iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("make_record", [True, False])
+def test_a_folder_with_other_files_is_left_alone(make_record, pictures, anem_says, anem_refuses):
+    if make_record:
+        anem_says("restore", pictures / "a.png", "--task", "denoise", *FAST)
+    Path("out").mkdir(exist_ok=True)
+    Path("out/thesis.tex").write_text("x")
+    before = files_in(Path("out"))
+    assert "other files" in anem_refuses("restore", pictures / "a.png", "--task", "denoise", *FAST)
+    assert files_in(Path("out")) == before
+
+
+def test_a_failure_leaves_the_earlier_result(pictures, monkeypatch, capsys, anem_says, anem_refuses):
+    anem_says("restore", pictures / "a.png", "--task", "denoise", *FAST)
+    before = Path("out/result.json").read_bytes()
+
+    def fail(error):
+        def save(*arguments):
+            raise error
+
+        monkeypatch.setattr("anem.cli.report.save_image", save)
+
+    fail(OSError(28, "No space left on device", "out/a/mean.png"))
+    assert "No space left on device" in anem_refuses("restore", pictures / "b.png", "--task", "denoise", *FAST)
+    fail(KeyboardInterrupt())
+    assert main(["restore", str(pictures / "b.png"), "--task", "denoise", "--steps", "1"]) == 130
+    assert capsys.readouterr().err == "anem: interrupted\n"
+    assert Path("out/result.json").read_bytes() == before
+    assert [p.name for p in Path.cwd().iterdir()] == ["out"]
+
+
+# --- what is refused ---
+
+
+@pytest.fixture
+def bad(tmp_path, pictures, mask) -> dict[str, Path]:
+    """Files that something is wrong with, by what is wrong."""
+    np.save(tmp_path / "nan.npy", np.full((SIZE, SIZE), np.nan))
+    np.save(tmp_path / "bright.npy", np.full((SIZE, SIZE), 1.5))
+    np.save(tmp_path / "five.npy", np.zeros((5, SIZE, SIZE, 5)))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    np.save(tmp_path / "negative.npy", np.full((SIZE, SIZE), -1.0))
+    np.save(tmp_path / "words.npy", np.array([["a"]]))
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.npy").write_text("no array")
+    (tmp_path / "cut.png").write_bytes((pictures / "a.png").read_bytes()[:60])
+    Image.new("L", (SIZE + 1, SIZE)).save(tmp_path / "other_size.png")
+    Image.new("L", (3, 3)).save(tmp_path / "black.png")
+    Image.new("L", (SIZE + 2, 3), 255).save(tmp_path / "wide.png")
+    (tmp_path / "empty").mkdir()
+    return {p.name: p for p in tmp_path.iterdir()} | {"a.png": pictures / "a.png"}
+
+
+TASK = ("--task", "denoise")
+REAL = ("--sigma", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.png",), "wanted one of --task, --mask"),
+        (("a.png", *TASK, "--scale", 2), "got --task and --scale"),
+        (("a.png", "--task", "colourise"), "task: wanted one of"),
+        (("a.png", "--scale", 2), "--sigma: wanted"),
+        (("a.png", "--mask", "mask.png", "--measured", *REAL), "--measured: goes with --task"),
+        (("a.png", *TASK, "--sigma", -1), "standard deviation >= 0, got -1"),
+        (("a.png", *TASK, "--sigma", "nan"), "got nan"),
+        (("a.png", *TASK, "--sigma", "inf"), "got inf"),
+        (("a.png", *TASK, "--samples", 0), "--samples"),
+        (("a.png", *TASK, "--steps", 0), "--steps"),
+        (("a.png", *TASK, "--seed", -1), "--seed"),
+        (("a.png", *TASK, "--sampler", "magic"), "kernel: wanted one of"),
+        (("nothing.png", *TASK), "nothing.png: no such file"),
+        (("nothing.npy", *TASK), "nothing.npy: no such file"),
+        (("empty", *TASK), "no image in this folder"),
+        (("text.png", *TASK), "text.png: not a readable image"),
+        (("text.npy", *TASK), "text.npy: not a readable .npy file"),
+        (("cut.png", *TASK), "cut.png: not a readable image"),
+        (("objects.npy", *TASK), "objects.npy: not a readable .npy file"),
+        (("nan.npy", *TASK), "nan.npy: images: wanted finite values"),
+        (("nan.npy", *TASK, "--measured", *REAL), "nan.npy: images: wanted finite values"),
+        (("bright.npy", *TASK), "bright.npy: images: wanted floats in [0, 1]"),
+        (("five.npy", *TASK), "five.npy: images: wanted 1 channel(s)"),
+        (("a.png", "other_size.png", *TASK), "wanted one size"),
+        (("other_size.png", "--task", "sr2"), "multiples of 2"),
+        (("a.png", "--scale", 1, *REAL), "factor: wanted an integer >= 2"),
+        (("other_size.png", "--mask", "mask.png", *REAL), "mask: wanted the image's size"),
+        (("a.png", "--mask", "text.png", *REAL), "text.png: not a readable image"),
+        (("a.png", "--kernel", "black.png", *REAL), "black picture"),
+        (("a.png", "--kernel", "wide.png", *REAL), "kernel no larger than the image"),
+        (("a.png", "--kernel", "five.npy", *REAL), "wanted a kernel (height, width)"),
+        (("a.png", "--kernel", "words.npy", *REAL), "wanted a kernel (height, width) of numbers"),
+        (("a.png", "--kernel", "nan.npy", *REAL), "kernel: wanted finite"),
+        (("a.png", "--task", "deblur", "--size", SIZE + 1), "kernel no larger than the image"),
+        (("a.png", "--task", "deblur", "--std", 0), "std: wanted"),
+        (("a.png", "--task", "deblur-motion", "--length", -1), "length: wanted"),
+        (("a.png", "--task", "inpaint-box", "--box", SIZE + 1), "box"),
+        (("a.png", "--task", "inpaint-random", "--missing", 2), "missing: wanted a fraction"),
+    ],
+)
+@pytest.mark.parametrize("command", ["restore", "logprob"])
+def test_bad_input_is_one_line_and_leaves_nothing(command, arguments, message, bad, anem_refuses):
+    if command == "logprob" and (len(arguments) == 1 or arguments[-2] in ("--samples", "--steps", "--sampler")):
+        pytest.skip("restore alone")
+    assert message in anem_refuses(command, *(bad.get(str(a), a) for a in arguments))
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(pictures, monkeypatch, anem_refuses):
+    monkeypatch.setattr("anem.sample.sample_posterior", None)
+    Path("file").write_text("")
+    assert "file" in anem_refuses("restore", pictures / "a.png", *TASK, "--out", "file/below")
+    assert "other files" in anem_refuses("restore", pictures / "a.png", *TASK, "--out", "file")
+    assert [p.name for p in Path.cwd().iterdir()] == ["file"]
+
+
+def test_a_model_that_is_not_there_is_one_line(pictures, monkeypatch, anem_refuses):
+    monkeypatch.undo()
+    monkeypatch.chdir(pictures.parent / "work")
+    line = anem_refuses("restore", pictures / "a.png", *TASK, "--model", "nonsense")
+    assert "'nonsense': neither a bundled model" in line
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_options_that_are_none_are_refused_with_help(capsys):
+    assert main(["restore", "--sigma", "much"]) == 2
+    assert "--sigma" in capsys.readouterr().err
+    assert main(["repair"]) == 2
+    assert main([]) == main(["--help"]) == main(["restore", "--help"]) == 0
+    capsys.readouterr()
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"anem {anem.__version__}\n"
+
+
+# --- logprob ---
+
+
+def test_logprob_is_the_density_of_the_noisy_image(pictures, anem_says):
+    sigma, seed = 0.1, 4
+    record = json.loads(anem_says("logprob", pictures / "a.png", pictures / "b.png", "--sigma", sigma, "--seed", seed, "--json"))
+    for b, entry in enumerate(record["images"]):
+        z = torch.randn(1, SIZE, SIZE, generator=torch.Generator().manual_seed(seed + b), dtype=torch.float64)
+        y = (pixels(pictures / f"{entry['name']}.png").double() + sigma * z)[None]
+        exact = float(make_power_law_gaussian(1, SIZE, SIZE).log_prob(y, anem.Covariance.white(sigma**2, y.shape, like=y)))
+        assert entry["log_prob"] == pytest.approx(exact, rel=1e-6)
+        assert entry["log_evidence"] == pytest.approx(exact, rel=1e-6)
+        assert entry["bits_per_dim"] == pytest.approx(8 - exact / SIZE**2 / math.log(2), rel=1e-6)
+        assert 0 < entry["bits_per_dim_8bit"] < 16
+
+
+def test_the_evidence_of_a_blurred_image_is_its_gaussian_density(pictures, anem_says):
+    """m = H x + σ v of a Gaussian is Gaussian, diagonal in Fourier."""
+    sigma = 0.1
+    record = json.loads(anem_says("logprob", pictures / "a.png", "--task", "deblur", "--measured", "--sigma", sigma, "--json"))
+    model, operator = make_power_law_gaussian(1, SIZE, SIZE), anem.make_operator("deblur", (SIZE, SIZE))
+    m = pixels(pictures / "a.png").double()[None]
+    gain = operator.response(m.shape, m).abs()
+    variance = gain.square() * model.statistics.variance_in("fourier", SIZE, SIZE, m) + sigma**2
+    residual = m - operator(model.statistics.mean_image(m).expand_as(m))
+    density = anem.Covariance(variance, "fourier")
+    exact = -0.5 * float(density.norm2(residual) + density.logdet() + SIZE**2 * math.log(2 * math.pi))
+    assert record["images"][0]["log_evidence"] == pytest.approx(exact, abs=1e-3)
+
+
+def test_bits_count_measured_values_only(pictures, anem_says):
+    entry = json.loads(anem_says("logprob", pictures / "a.png", "--task", "inpaint-half", "--json"))["images"][0]
+    assert entry["bits_per_dim"] == pytest.approx(8 - entry["log_evidence"] / (SIZE**2 / 2) / math.log(2), rel=1e-6)
+    assert "bits_per_dim_8bit" not in entry
+    assert "log p(m)" in anem_says("logprob", pictures / "a.png", "--task", "inpaint-half")
+
+
+# --- models, train, bench ---
+
+
+def test_models_are_listed_with_their_cards(tmp_path, monkeypatch, anem_says):
+    monkeypatch.setattr("anem.hub.WEIGHTS", tmp_path)
+    assert "no bundled models" in anem_says("models")
+    card = {"description": "strokes", "images_seen": 1_500_000, "statistics": {"channels": 1, "height": 28, "width": 28, "dct": []}}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "card.json").write_text(json.dumps(card))
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"")
+    printed = " ".join(anem_says("models").split())
+    assert "mine" in printed and "strokes, images 1 x 28 x 28, 1,500,000 images seen in training" in printed
+    assert json.loads(anem_says("models", "--json")) == {"mine": card}
+    assert json.loads(anem_says("models", "mine", "--json")) == card
+    assert "images_seen: 1500000" in anem_says("models", "mine")
+
+
+def test_train_says_where_the_model_is_and_how_to_continue(monkeypatch, capsys):
+    def train(config, callbacks):
+        callbacks[-1].on_end(types.SimpleNamespace(images=seen))
+
+    monkeypatch.setattr("anem.train.train", train)
+    Path("c.toml").write_text('images = 100\nbatch_size = 10\n[log]\ntensorboard = false\n[data]\npath = "x"\n')
+    for seen, options, code in ((100, [], 0), (50, [], 130), (50, ["--minutes", "1"], 0), (50, ["--images", "50"], 0)):
+        assert main(["train", "c.toml", "--output", "r", *options]) == code
+        printed = capsys.readouterr().out
+        assert "r/model" in printed
+        assert ("again to continue" in printed) == (seen < (50 if "--images" in options else 100))
+
+
+def test_train_refuses_in_one_line(monkeypatch, anem_refuses):
+    from anem.train import NonFiniteLoss
+
+    assert "nothing.toml: No such file" in anem_refuses("train", "nothing.toml")
+    Path("c.toml").write_text("imagse = 100")
+    assert "did you mean 'images'" in anem_refuses("train", "c.toml")
+    Path("c.toml").write_text('[log]\ntensorboard = false\n[data]\npath = "nothing.npz"\n')
+    assert "nothing.npz" in anem_refuses("train", "c.toml")
+
+    def diverge(config, callbacks):
+        raise NonFiniteLoss("non-finite loss nan at step 3")
+
+    monkeypatch.setattr("anem.train.train", diverge)
+    assert "at step 3" in anem_refuses("train", "c.toml")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """A bench named ``mine`` with one figure, judged in full runs only, whose value is set by the test."""
+    module = types.ModuleType("mine")
+    module.__doc__ = "Something to measure."
+    module.value = 1.0
+
+    def run(context):
+        if not context.done("error"):
+            context.figure("error", module.value, aim="≤ 2", quick=False)
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, "mine", module)
+    monkeypatch.setitem(BENCHES, "mine", "mine")
+    monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
+    return module
+
+
+def test_bench_prints_a_table_writes_json_and_says_if_an_aim_is_missed(bench, capsys):
+    assert main(["bench", "mine", "--json", "here.json"]) == 0
+    output = capsys.readouterr()
+    assert "error" in output.out and "yes" in output.out
+    report = json.loads(Path("here.json").read_text())
+    assert report["command"] == "anem bench mine" and report["commit"] == "c0ffee"
+    bench.value = 3.0
+    assert main(["bench", "mine", "--json", "here.json"]) == 0, "finished figures are taken over"
+    assert main(["bench", "mine", "--json", "here.json", "--fresh"]) == 1
+    assert "1 missed: error" in capsys.readouterr().err
+    assert main(["bench", "mine", "--quick"]) == 0
+    assert "not judged" in capsys.readouterr().out
+    assert json.loads(Path("runs/bench/mine-quick/mine.json").read_text())["command"] == "anem bench mine --quick"
+
+
+def test_bench_lists_the_benches_and_refuses_others(bench, anem_says, anem_refuses):
+    assert "Something to measure." in anem_says("bench")
+    assert "no bench 'nonsense': wanted one of" in anem_refuses("bench", "nonsense")
