@@ -1,0 +1,57 @@
+"""What the documents name exists: tests, public names, commands."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import anem
+from anem.bench import BENCHES
+from anem.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MATHEMATICS = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+SECTIONS = re.split(r"^## ", MATHEMATICS, flags=re.MULTILINE)[1:]
+
+
+def functions(file: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("section", SECTIONS[:-1], ids=lambda s: s.splitlines()[0])
+def test_every_derivation_names_tests_that_exist(section):
+    named = section.partition("*Tests*")[2]
+    files, tests = re.findall(r"`(test_\w+\.py)`", named), re.findall(r"`(test_\w+)`", named)
+    assert files and tests
+    assert set(tests) - set().union(*(functions(file) for file in files)) == set()
+
+
+def test_the_python_of_the_readme_uses_names_that_exist():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    tree = ast.parse(code)
+    assert len(code.strip().splitlines()) <= 16
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert all(hasattr(importlib.import_module(node.module), alias.name) for alias in node.names)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "anem":
+            assert node.attr in anem.__all__
+
+
+def test_commands_and_benches_of_the_readme_exist():
+    code = "\n".join(a or b for a, b in re.findall(r"`([^`\n]+)`|^    (.+)$", README, flags=re.MULTILINE))
+    commands = set(re.findall(r"\banem ([a-z]+)\b", code))
+    assert commands and commands <= set(COMMANDS)
+    assert set(re.findall(r"anem bench ([a-z]+)", code)) <= set(BENCHES)
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/mathematics.md"])
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"(?<!!)\[[^]]*\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / name).parent.joinpath(link).exists()] == []
