@@ -66,8 +66,8 @@ TASKS: Mapping[str, tuple[str, dict]] = MappingProxyType(
 DECADES = (-8, -6, -4, -2, 0, 2)
 """Lower ends of the noise levels, log₁₀ of the variance, two decades each."""
 
-SIGMAS = tuple(10.0 ** (k / 4) for k in range(-16, -6))
-"""Standard deviations among which that of the bits/dim is chosen: σ² from 1e-8 to about 3e-4."""
+SIGMAS = tuple(10.0 ** (k / 4) for k in range(-16, -5))
+"""Standard deviations among which that of the bits/dim is chosen: σ² from 1e-8 to 1e-3."""
 
 DECODINGS: Mapping[str, str | None] = MappingProxyType({"equal probabilities": None, "pixel histogram": "≤ 1.2"})
 """How a value is read off a noisy pixel, with the aim of the bits/dim: both bound the same thing, so one aim is enough."""
