@@ -2,6 +2,7 @@
 
 from anem.sample.chain import FINAL, Callback, Chain, ChainState, run_chain
 from anem.sample.correctors import MALA, ULA, Corrector, Info, State, Target
+from anem.sample.guided import SCHEDULES, EnergyGuided, VarianceGuided, as_schedule, freeze
 from anem.sample.kernels import KERNELS, SDE2M, Ancestral, Bridge, Euler, Flow, FlowEuler, Kernel, Noise, Sandwich, as_kernel
 from anem.sample.posterior import Restoration, Sampler, sample_posterior, sample_prior, steps_within
 from anem.sample.restorer import EnergyRestorer
@@ -11,6 +12,7 @@ __all__ = [
     "FINAL",
     "KERNELS",
     "MALA",
+    "SCHEDULES",
     "SDE2M",
     "ULA",
     "Ancestral",
@@ -19,6 +21,7 @@ __all__ = [
     "Chain",
     "ChainState",
     "Corrector",
+    "EnergyGuided",
     "EnergyRestorer",
     "Euler",
     "Flow",
@@ -34,8 +37,11 @@ __all__ = [
     "Schedule",
     "State",
     "Target",
+    "VarianceGuided",
     "as_kernel",
+    "as_schedule",
     "end_of_path",
+    "freeze",
     "run_chain",
     "sample_posterior",
     "sample_prior",

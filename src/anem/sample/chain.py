@@ -107,13 +107,17 @@ def run_chain(
         chains, total: what the callback is told about these chains.
 
     Raises:
-        ValueError: a ``final`` that is none, a multistep kernel with a corrector, a schedule whose variances increase, a model
-            whose gradients lead to values that are not finite.
+        ValueError: a ``final`` that is none, a multistep kernel or an adaptive schedule with a corrector, a schedule whose variances
+            increase, a model whose gradients lead to values that are not finite.
     """
     if final not in FINAL:
         raise ValueError(f"final: wanted 'denoise' or 'noisy', got {final!r}")
     if corrector is not None and kernel.multistep:
         raise ValueError(f"corrector: it moves the chain off the path that {kernel.name!r} extrapolates; wanted another kernel")
+    if corrector is not None and schedule.adaptive:
+        raise ValueError(
+            "corrector: its target knows no path that follows the chain; wanted a schedule fixed beforehand, see anem.sample.freeze"
+        )
     noise = noise or Noise()
     counted = _Counted(model)
     batch = len(observation.y)

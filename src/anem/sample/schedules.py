@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,9 +27,10 @@ def end_of_path(start: Covariance, variance: float = VARIANCE_FLOOR) -> Covarian
 
 
 class Schedule(ABC):
-    """A path of ``steps`` steps."""
+    """A path of ``steps`` steps; ``adaptive`` whether it follows the chain, which a corrector does not allow."""
 
     steps: int
+    adaptive: ClassVar[bool] = False
 
     @abstractmethod
     def end(self, start: Covariance) -> Covariance:

@@ -1,0 +1,162 @@
+"""Paths of covariances that follow the energy, image by image and coordinate by coordinate, and their freezing for a corrector.
+
+Both rules end at Σ_0 in the given number of steps. Writing g_k for the fall of log λ_k in a step and L_k = log(λ_k/λ_0,k) for what is left,
+
+* :class:`EnergyGuided`: g_k = min(η |∂U/∂ℓ_k|, L_k), with η such that Σ g_k is the share of Σ L_k that one of the steps left has;
+* :class:`VarianceGuided`: g_k = min(h_max, log(1 + ε/κ_k)) with κ_k = Var(x_k given x_t)/λ_k, but at least L_k/(steps left).
+
+A path that follows the chain leaves ancestral sampling valid: what comes next depends on the past alone. A corrector's target does not
+know the past, so with one the path has to be fixed beforehand: :func:`freeze`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anem.covariance import Covariance
+from anem.energy import EnergyModel, Evaluation
+from anem.operators import Observation
+from anem.sample.chain import ChainState, run_chain
+from anem.sample.kernels import Kernel, Noise, as_kernel
+from anem.sample.schedules import Geometric, Listed, Schedule, end_of_path
+from anem.statistics import VARIANCE_FLOOR
+
+__all__ = ["SCHEDULES", "EnergyGuided", "VarianceGuided", "as_schedule", "freeze"]
+
+
+@dataclass(frozen=True)
+class _Guided(Schedule):
+    """A path by the fall of log λ in every coordinate.
+
+    Arguments:
+        steps: n.
+        variance: λ_0 of :func:`~anem.sample.schedules.end_of_path`, by default the variance of 8-bit rounding.
+    """
+
+    steps: int = 50
+    variance: float = VARIANCE_FLOOR
+
+    adaptive = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.variance > 0:
+            raise ValueError(f"schedule: wanted steps >= 1 and variance > 0, got {self.steps} and {self.variance}")
+
+    @abstractmethod
+    def fall(self, now: Evaluation, remaining: Tensor, left: int) -> Tensor:
+        """g, (B, C, H, W) ≥ 0, of which no more than ``remaining``, L (B, C, H, W), is used; ``left`` steps are left, this one included."""
+
+    def end(self, start: Covariance) -> Covariance:
+        return end_of_path(start, self.variance)
+
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        if left == 1:
+            return end
+        remaining = (now.cov.values / end.values).log()
+        fall = torch.minimum(now.cov.basis.symmetrise(self.fall(now, remaining, left)), remaining)
+        return now.cov.replace(torch.maximum(now.cov.values * (-fall).exp(), end.values))
+
+
+@dataclass(frozen=True)
+class EnergyGuided(_Guided):
+    """The rule of the paper, δΛ ∝ Λ |∂U/∂Λ| Λ: steepest descent of U in the log-det geometry, with absolute values.
+
+    The step follows the geodesic, log λ_k falls by η |∂U/∂ℓ_k|, so that no variance can become negative, and stops at λ_0. η is chosen
+    for every image so that log det Σ_t/Σ_0 falls by a fraction 1/(steps left): the path ends on time. Along an exact chain ∂U/∂ℓ has mean
+    zero, so that its absolute value measures chance more than information; :class:`VarianceGuided` uses the information alone.
+
+    Arguments:
+        clip: least and greatest |∂U/∂ℓ_k|, relative to its mean over the coordinates of the image that still move.
+
+    Source: Zilberstein et al., arXiv 2605.15487, energy-guided schedules; the clipping and the choice of η are ours.
+    """
+
+    clip: tuple[float, float] = (0.1, 10.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.clip[0] <= 1 <= self.clip[1]:
+            raise ValueError(f"clip: wanted 0 < least <= 1 <= greatest, got {self.clip}")
+
+    def fall(self, now: Evaluation, remaining: Tensor, left: int) -> Tensor:
+        size, room = now.grad_logvar.abs().flatten(1), remaining.flatten(1)
+        moving = (room > 0).to(size)
+        mean = (size * moving).sum(1, keepdim=True) / moving.sum(1, keepdim=True).clamp_min(1)
+        weight = torch.where(mean > 0, size / torch.where(mean > 0, mean, 1.0), 1.0).clamp(*self.clip)
+        return torch.minimum(_scale_to(room.sum(1, keepdim=True) / left, weight, room) * weight, room).reshape(remaining.shape)
+
+
+def _scale_to(total: Tensor, weight: Tensor, room: Tensor) -> Tensor:
+    """η ≥ 0 with Σ_k min(η w_k, L_k) = total, (B, 1), for w > 0 and L ≥ 0 (B, d); the sum is piecewise linear in η."""
+    full, order = (room / weight).sort(1)  # η at which a coordinate arrives
+    weight, room = weight.gather(1, order), room.gather(1, order)
+    arrived = room.cumsum(1) - room
+    moving = weight.flip(1).cumsum(1).flip(1)
+    first = (arrived + full * moving >= total).to(torch.int64).argmax(1, keepdim=True)
+    return (total - arrived.gather(1, first)) / moving.gather(1, first)
+
+
+@dataclass(frozen=True)
+class VarianceGuided(_Guided):
+    """Long steps where little is in doubt: the bridge's missing variance (e^g − 1) κ_k stays at most ε, where the budget allows that.
+
+    Coordinates that the others determine (κ ≪ 1) go first; those in doubt fall evenly in log λ over the steps left.
+
+    Arguments:
+        epsilon: ε.
+        max_fall: h_max, the largest fall of log λ that information alone may cause in a step.
+        floor: least κ; the one-call variance is a small difference of large numbers where λ is far above the data variance.
+    """
+
+    epsilon: float = 0.1
+    max_fall: float = 2.0
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.epsilon > 0 and self.max_fall > 0 and self.floor > 0):
+            raise ValueError(f"schedule: wanted epsilon, max_fall and floor > 0, got {self.epsilon}, {self.max_fall} and {self.floor}")
+
+    def fall(self, now: Evaluation, remaining: Tensor, left: int) -> Tensor:
+        informed = torch.log1p(self.epsilon / now.relative_variance.clamp_min(self.floor)).clamp_max(self.max_fall)
+        return torch.maximum(informed, remaining / left)
+
+
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {"geometric": Geometric, "energy": EnergyGuided, "variance": VarianceGuided}
+"""Schedules of a given number of steps, by name."""
+
+
+def as_schedule(schedule: Schedule | str, steps: int) -> Schedule:
+    """A schedule from its name, with ``steps`` steps; see :data:`SCHEDULES`."""
+    if isinstance(schedule, Schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: wanted one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    return SCHEDULES[schedule](steps)
+
+
+def freeze(
+    model: EnergyModel,
+    observation: Observation,
+    schedule: Schedule,
+    kernel: Kernel | str = "ancestral",
+    noise: Noise | None = None,
+) -> Listed:
+    """The path of one pilot chain an image, for later use with a corrector or with other samples of the same observations.
+
+    Arguments:
+        model, observation, noise: as in :func:`~anem.sample.chain.run_chain`; the levels hold a covariance for each of the B images.
+        schedule: the path to follow and record.
+    """
+    levels: list[Covariance] = []
+
+    def record(step: int, state: ChainState, cov: Covariance, evaluation: Evaluation) -> None:
+        levels.append(cov)
+
+    run_chain(model, observation, schedule, as_kernel(kernel), noise=noise, callback=record)
+    return Listed(levels[1:])
