@@ -20,7 +20,7 @@ _SPELLED = str.maketrans(
     | {"−": "-", "–": "-", "—": "-", "∞": "inf", "≤": "<=", "≥": ">=", "²": "^2", "½": "1/2"}
 )
 """Spellings of the characters that PIL's own font lacks."""
-_PAPER, _INK, _GAP, _LABEL = (150, 150, 150), (0, 0, 0), 6, 150
+_PAPER, _INK, _GAP, _LABEL = (246, 246, 246), (0, 0, 0), 6, 150
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def viridis(values: Tensor) -> Tensor:
 
 
 def contact_sheet(rows: Sequence[Row], captions: Sequence[str] = (), scale: int | None = None) -> Image.Image:
-    """Rows of labelled images as one picture, small images scaled up by repeating pixels, on grey.
+    """Rows of labelled images as one picture, small images scaled up by repeating pixels, on light grey.
 
     Arguments:
         rows: the rows, of any lengths; images smaller than the largest are scaled up to it where a whole factor fits.

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import anem
@@ -121,6 +122,7 @@ class Context:
         model: name or path of the model to judge, for :func:`anem.load`.
         data: folder of the data sets (``make data``).
         split: "tuning", the images to try things out on, or "report", those of the one report at the end.
+        images: images to train each model on, for benches that train; None for the bench's own number.
         save: called after every figure.
     """
 
@@ -133,6 +135,7 @@ class Context:
         model: str = "digits",
         data: Path = Path("data"),
         split: str = "tuning",
+        images: int | None = None,
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -141,6 +144,7 @@ class Context:
         self.model = model
         self.data = data
         self.split = split
+        self.images = images
         self.seed = report.seed
         self._save = save
         self._made: set[str] = set()
@@ -209,6 +213,7 @@ def run_bench(
     model: str = "digits",
     data: Path = Path("data"),
     split: str = "tuning",
+    images: int | None = None,
     fresh: bool = False,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
@@ -240,7 +245,7 @@ def run_bench(
         on_figure(key, figure)
 
     write_json(json_file, report.as_dict())
-    run(Context(report, quick=quick, out=out, model=model, data=data, split=split, save=save))
+    run(Context(report, quick=quick, out=out, model=model, data=data, split=split, images=images, save=save))
     report.wall_s = spent + time.perf_counter() - start
     write_json(json_file, report.as_dict())
     return report
@@ -248,7 +253,9 @@ def run_bench(
 
 def table(report: Report) -> Table:
     """The figures of a report, each with its aim and whether it holds."""
-    grid = Table(title=f"{report.name}, seed {report.seed}, {report.wall_s:.0f} s", title_justify="left", header_style="bold")
+    grid = Table(
+        title=f"{report.name}, seed {report.seed}, {report.wall_s:.0f} s", title_justify="left", header_style="bold", box=SIMPLE_HEAD
+    )
     grid.add_column("figure", overflow="fold")
     grid.add_column("value", justify="right")
     grid.add_column("aim", justify="right")

@@ -16,7 +16,7 @@ COLUMNS = {
     "log_prob": "log p(y), nats",
     "log_evidence": "log p(m), nats",
     "bits_per_dim": "bits/dim",
-    "bits_per_dim_8bit": "8-bit bound, bits/dim",
+    "bits_per_dim_8bit": "8-bit bound",
 }
 """What the table shows, with its headings."""
 
@@ -41,6 +41,7 @@ class LogProb:
     device: Device = "cpu"
 
     def run(self) -> int:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
@@ -51,7 +52,12 @@ class LogProb:
         if self.json:
             print(json.dumps(record, indent=1, ensure_ascii=False))
             return 0
-        grid = Table(title=f"{record.get('task', 'measurement')}, sigma {record['sigma']:g}", title_justify="left", header_style="bold")
+        grid = Table(
+            title=f"{record.get('task', 'measurement')}, sigma {record['sigma']:g}",
+            title_justify="left",
+            header_style="bold",
+            box=SIMPLE_HEAD,
+        )
         columns = [column for column in COLUMNS if column in record["images"][0]]
         grid.add_column("image", overflow="fold", min_width=15)
         for column in columns:

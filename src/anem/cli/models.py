@@ -31,7 +31,8 @@ class Models:
             if self.json:
                 print(json.dumps(card, indent=1, ensure_ascii=False))
             else:
-                Console(highlight=False).print(self.summary(card), *(f"{k}: {v}" for k, v in card.items()), sep="\n", markup=False)
+                shown = (f"{key}: {value}" if len(str(value)) < 200 else f"{key}: long, see --json" for key, value in card.items())
+                Console(highlight=False, soft_wrap=True).print(self.summary(card), *shown, sep="\n", markup=False)
             return 0
         cards = {name: read_card(locate(name)) for name in bundled_models()}
         if self.json:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
@@ -27,8 +28,8 @@ COLUMNS = {
     "psnr_measurement": "as given",
     "psnr_samples": "samples",
     "psnr_mean": "mean",
-    "psnr_samples_hidden": "samples, hidden part",
-    "psnr_mean_hidden": "mean, hidden part",
+    "psnr_samples_hidden": "hidden: samples",
+    "psnr_mean_hidden": "hidden: mean",
 }
 """What the table shows of the PSNR in a record, with its headings."""
 
@@ -140,7 +141,7 @@ class Result:
     def coloured(std: Tensor, maximum: float) -> Tensor:
         """A map with gaps (NaN, in any channel) as colours, the gaps in grey, (N, 3, H, W)."""
         flat = std.square().mean(1).sqrt().cpu()
-        return torch.where(flat.isnan()[:, None], 150.5 / 256, viridis(flat.nan_to_num(0.0) / maximum))
+        return torch.where(flat.isnan()[:, None], 128.5 / 256, viridis(flat.nan_to_num(0.0) / maximum))
 
 
 def short(name: str, length: int = 15) -> str:
@@ -160,8 +161,9 @@ def table(record: dict) -> Table:
     cost = f"{record['calls']} network calls a sample, {record['seconds']:.1f} s"
     title = f"{record.get('task', 'restoration')}, sigma {record['sigma']:g}: {cost}"
     columns = {key: heading for key, heading in COLUMNS.items() if key in record["images"][0]}
-    grid = Table(title=title, title_justify="left", header_style="bold", caption="PSNR in dB" if columns else None, caption_justify="left")
-    columns = columns or {"energy_samples": "energy of the samples, nats"}
+    caption = "PSNR in dB, samples on average" if columns else None
+    grid = Table(title=title, title_justify="left", caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    columns = columns or {"energy_samples": "mean energy of the samples, nats"}
     grid.add_column("image", overflow="fold", min_width=15)
     for heading in columns.values():
         grid.add_column(heading, justify="right")
