@@ -242,6 +242,29 @@ def test_an_earlier_result_is_replaced_whole(pictures, anem_says):
     assert [p.name for p in Path.cwd().iterdir()] == ["out"]
 
 
+def test_a_result_that_cannot_take_its_place_leaves_the_earlier_one(pictures, monkeypatch, anem_says, anem_refuses):
+    anem_says("restore", pictures / "a.png", "--task", "denoise", *FAST)
+    before, rename = files_in(Path("out")), Path.rename
+
+    def fail(path, target):
+        if path.name == "new":
+            raise OSError(18, "Invalid cross-device link", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    assert "cross-device" in anem_refuses("restore", pictures / "b.png", "--task", "denoise", *FAST)
+    assert files_in(Path("out")) == before
+    assert [p.name for p in Path.cwd().iterdir()] == ["out"]
+
+
+def test_the_current_folder_is_no_place_for_results(pictures, anem_says, anem_refuses):
+    assert "current folder" in anem_refuses("restore", pictures / "a.png", "--task", "denoise", "--out", ".")
+    assert "current folder" in anem_refuses("restore", pictures / "a.png", "--task", "denoise", "--out", "/")
+    anem_says("restore", pictures / "a.png", "--task", "denoise", *FAST, "--out", "deep/er/out")
+    assert "no such file" in anem_refuses("restore", "nothing.png", "--task", "denoise", "--out", "other/out")
+    assert [p.name for p in Path.cwd().iterdir()] == ["deep"]
+
+
 @pytest.mark.parametrize("make_record", [True, False])
 def test_a_folder_with_other_files_is_left_alone(make_record, pictures, anem_says, anem_refuses):
     if make_record:
@@ -418,12 +441,17 @@ def test_bits_count_measured_values_only(pictures, anem_says):
 def test_models_are_listed_with_their_cards(tmp_path, monkeypatch, anem_says):
     monkeypatch.setattr("anem.hub.WEIGHTS", tmp_path)
     assert "no bundled models" in anem_says("models")
-    card = {"description": "strokes", "images_seen": 1_500_000, "statistics": {"channels": 1, "height": 28, "width": 28, "dct": []}}
+    card = {
+        "data": "strokes",
+        "known_limits": "reads nothing",
+        "images_seen": 1_500_000,
+        "statistics": {"channels": 1, "height": 28, "width": 28, "dct": []},
+    }
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "card.json").write_text(json.dumps(card))
     (tmp_path / "mine" / "model.safetensors").write_bytes(b"")
     printed = " ".join(anem_says("models").split())
-    assert "mine" in printed and "strokes, images 1 x 28 x 28, 1,500,000 images seen in training" in printed
+    assert all(words in printed for words in ("mine", "strokes; images 1 x 28 x 28;", "1,500,000 images", "reads nothing"))
     assert json.loads(anem_says("models", "--json")) == {"mine": card}
     assert json.loads(anem_says("models", "mine", "--json")) == card
     assert "images_seen: 1500000" in anem_says("models", "mine")

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +26,36 @@ def new_folder(out: Path) -> Iterator[Path]:
     An ``out`` that an earlier run wrote, and that holds nothing else, is replaced.
 
     Raises:
-        ValueError: ``out`` is there and holds something else.
+        ValueError: ``out`` is there and holds something else, or is where one works.
         OSError: it cannot be written.
     """
-    out = out.absolute()
+    out = out.resolve()
+    if Path.cwd().is_relative_to(out):
+        raise ValueError(f"{out}: wanted a folder of its own for the results, got one that holds the current folder")
     if not replaceable(out):
         raise ValueError(f"{out}: is there and holds other files than an earlier result; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    missing = [parent for parent in out.parents if not parent.exists()]
     try:
-        fresh = work / "new"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from None
+    fresh, old = work / "new", work / "old"
+    try:
         fresh.mkdir()
         yield fresh
         if out.exists():
-            out.rename(work / "old")
+            out.rename(old)
         fresh.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()  # only where it stayed empty
 
 
 def replaceable(out: Path) -> bool:
@@ -51,9 +64,9 @@ def replaceable(out: Path) -> bool:
         return True
     if not out.is_dir():
         return False
+    if not (out / RECORD).is_file():
+        return not any(out.iterdir())
     files = {file.relative_to(out).as_posix() for file in out.rglob("*") if not file.is_dir()}
-    if not files:
-        return True
     try:
         return files <= {RECORD, *json.loads((out / RECORD).read_text(encoding="utf-8"))["files"]}
     except (OSError, ValueError, KeyError, TypeError):

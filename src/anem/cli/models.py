@@ -21,6 +21,7 @@ class Models:
     """print as JSON"""
 
     def run(self) -> int:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
@@ -31,16 +32,19 @@ class Models:
             if self.json:
                 print(json.dumps(card, indent=1, ensure_ascii=False))
             else:
-                shown = (f"{key}: {value}" if len(str(value)) < 200 else f"{key}: long, see --json" for key, value in card.items())
+                short = {k: v if isinstance(v, str) or len(str(v)) < 200 else "long, see --json" for k, v in card.items()}
+                shown = (f"{key}: {value}" for key, value in short.items())
                 Console(highlight=False, soft_wrap=True).print(self.summary(card), *shown, sep="\n", markup=False)
             return 0
         cards = {name: read_card(locate(name)) for name in bundled_models()}
         if self.json:
             print(json.dumps(cards, indent=1, ensure_ascii=False))
             return 0
-        grid = Table("model", "what it is", header_style="bold", show_edge=False)
+        grid = Table(header_style="bold", box=SIMPLE_HEAD)
+        for heading in ("model", "what it is", "limits"):
+            grid.add_column(heading, ratio=None if heading == "model" else 1)
         for name, card in cards.items():
-            grid.add_row(name, self.summary(card))
+            grid.add_row(name, self.summary(card), str(card.get("known_limits", "")))
         Console(highlight=False).print(grid if cards else "no bundled models")
         return 0
 
@@ -49,5 +53,6 @@ class Models:
         """What a card says in a line."""
         shape, seen = card.get("statistics", {}), card.get("images_seen")
         known = {"channels", "height", "width"} <= set(shape)
-        parts = [card.get("description", ""), f"images {shape['channels']} x {shape['height']} x {shape['width']}" if known else ""]
-        return ", ".join(part for part in (*parts, f"{seen:,} images seen in training" if seen else "") if part)
+        size = f"images {shape['channels']} x {shape['height']} x {shape['width']}" if known else ""
+        trained = f"{seen:,} images seen in training" if seen else ""
+        return "; ".join(part for part in (card.get("data", ""), size, trained) if part)
