@@ -1,0 +1,174 @@
+"""Estimation of degradation parameters from one measurement, and the choice between families."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anem.blind.evidence import Evidence
+from anem.blind.families import Family
+from anem.blind.posterior import Posterior, explore
+from anem.energy import EnergyModel
+from anem.operators import LinearOperator
+
+__all__ = ["Choice", "Estimate", "choose", "estimate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """argmax_θ log p(m given θ), and how sure it is.
+
+    Arguments:
+        family: what θ means.
+        theta: θ̂, (D,), in the order of ``family.parameters``.
+        standard_error: of θ̂ from the curvature of the log evidence, (D,); NaN for integers, at an end of the range, and where the log
+            evidence is not concave.
+        log_evidence: log p(m given θ̂), in nats.
+        posterior: the whole posterior under a flat prior.
+        at_edge: whether θ̂ is at an end of its range, bool (D,).
+        calls: energies computed, one an image.
+    """
+
+    family: Family
+    theta: Tensor
+    standard_error: Tensor
+    log_evidence: float
+    posterior: Posterior
+    at_edge: Tensor
+    calls: int
+
+    def degradation(self) -> tuple[LinearOperator, Tensor]:
+        """The estimated operator and standard deviation of the noise, for a sampler."""
+        return self.family.degradation(self.theta[None])
+
+    def named(self) -> dict[str, float]:
+        """θ̂ by name."""
+        return dict(zip(self.family.parameters, self.theta.tolist(), strict=True))
+
+
+def estimate(
+    model: EnergyModel, measurement: Tensor, family: Family, *, draws: int = 4, seed: int = 0, budget: int = 5000, refine: bool = True
+) -> Estimate:
+    """Degradation parameters that make a measurement most probable: coarse to fine on cells, then Newton steps where θ is continuous.
+
+    Arguments:
+        model: an energy, learned or exact, with its data statistics.
+        measurement: m, (1, C, H, W).
+        family: such as ``FAMILIES["blur"](measurement.shape)``.
+        draws: K, draws of what was not observed, over which the evidence is averaged (log-mean-exp).
+        seed: of their random numbers, the same for every θ.
+        budget: most parameters looked at on cells.
+        refine: whether to take the Newton steps; without, θ̂ is the centre of the best cell and has no standard error.
+
+    Raises:
+        ValueError: more than one measurement, or one the family or the model cannot describe.
+
+    Source: Zilberstein et al., arXiv 2605.15487, section on blind estimation, which omits the Jacobian and the unobserved terms.
+    """
+    evidence = Evidence(model, measurement, family, draws=draws, seed=seed)
+    posterior = explore(evidence, budget)
+    best = posterior.best
+    u, value = posterior.centres[best], float(posterior.log_evidence[best])
+    error = torch.full_like(u, math.nan)
+    free = torch.tensor([p.continuous for p in family.parameters.values()])
+    if refine and bool(free.any()):
+        u, value, error = _climb(evidence, u, free, posterior.widths[best])
+    low, high = _bounds(family)
+    periodic = torch.tensor([p.periodic for p in family.parameters.values()])
+    margin = torch.where(free, 1e-9 * (high - low), 0.5 + 1e-9)
+    at_edge = ~periodic & ((u <= low + margin) | (u >= high - margin))
+    slope = torch.tensor([float(p.value(x)) if p.scale == "log" else 1.0 for p, x in zip(family.parameters.values(), u, strict=True)])
+    return Estimate(family, family.values(u[None])[0], slope * error, value, posterior, at_edge, evidence.calls)
+
+
+def _bounds(family: Family) -> tuple[Tensor, Tensor]:
+    low, high = zip(*(p.bounds() for p in family.parameters.values()), strict=True)
+    return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+
+
+def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, steps: int = 12) -> tuple[Tensor, float, Tensor]:
+    """Newton's method with halved steps from the best cell, inside the range: u, the log evidence there and standard errors of u.
+
+    A direction in which the log evidence is not concave is climbed as if its curvature had the other sign. A coordinate at an end of
+    its range that wants to leave it stays there. Stops when a step would gain less than 1e-9 nats, or gains nothing at all.
+    """
+    low, high = _bounds(evidence.family)
+    periodic = torch.tensor([p.periodic for p in evidence.family.parameters.values()])
+    for _ in range(steps):
+        value, gradient, hessian = evidence.derivatives(u, free)
+        if not bool(gradient.isfinite().all() and hessian.isfinite().all()):
+            break
+        whole = torch.zeros_like(u).index_put((free,), gradient)
+        held = ~periodic & (((u <= low) & (whole < 0)) | ((u >= high) & (whole > 0)))
+        moving = ~held[free]
+        direction = torch.zeros_like(u)
+        direction[free & ~held] = _newton(gradient[moving], hessian[moving][:, moving])
+        scale = float((direction.abs() / (2 * width)).max().clamp_min(1.0))
+        direction = direction / scale
+        if float(whole @ direction) < 1e-9:
+            break
+        trials = torch.stack([u + direction * 0.5**k for k in range(6)])
+        inside = torch.minimum(torch.maximum(trials, low), high)
+        trials = torch.where(periodic, low + (trials - low) % (high - low), inside)
+        gains = (evidence.grid(trials) > value).nonzero()[:, 0]
+        if not len(gains):
+            break
+        u = trials[gains[0]]
+    value, gradient, hessian = evidence.derivatives(u, free)
+    error = torch.full_like(u, math.nan)
+    interior = free & (periodic | ((u > low) & (u < high)))
+    kept = interior[free]
+    precision = -hessian[kept][:, kept]
+    if bool(precision.isfinite().all()) and bool((torch.linalg.eigvalsh(precision) > 0).all()):
+        error[interior] = torch.linalg.inv(precision).diagonal().sqrt()
+    return u, value, error
+
+
+def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:
+    curvature, vectors = torch.linalg.eigh(hessian)
+    return vectors @ (vectors.T @ gradient / curvature.abs().clamp_min(1e-12))
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Families compared by log p(m given family), each marginalised over its parameters with its prior.
+
+    Arguments:
+        estimates: one a family, in the order given.
+        log_marginal: in nats, (F,).
+        probabilities: of the families, a priori equally likely, (F,).
+    """
+
+    estimates: tuple[Estimate, ...]
+    log_marginal: Tensor
+    probabilities: Tensor
+
+    @property
+    def order(self) -> list[int]:
+        """Indices of the families, the most probable first."""
+        return self.log_marginal.argsort(descending=True).tolist()
+
+    @property
+    def best(self) -> Estimate:
+        return self.estimates[self.order[0]]
+
+
+def choose(
+    model: EnergyModel, measurement: Tensor, families: Sequence[Family], *, draws: int = 4, seed: int = 0, budget: int = 5000
+) -> Choice:
+    """The family that a measurement comes from, with the estimate in every one; arguments as of :func:`estimate`.
+
+    Every family has to leave the same entries measured; those of this package leave all.
+
+    Raises:
+        ValueError: no family, or as :func:`estimate`.
+    """
+    if not families:
+        raise ValueError("families: wanted at least one, got none")
+    estimates = tuple(estimate(model, measurement, f, draws=draws, seed=seed, budget=budget) for f in families)
+    log_marginal = torch.tensor([e.posterior.log_marginal for e in estimates], dtype=torch.float64)
+    return Choice(estimates, log_marginal, log_marginal.softmax(0))

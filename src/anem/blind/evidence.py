@@ -1,0 +1,80 @@
+"""log p(m given θ): the evidence of one measurement under a batch of degradation parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from anem.blind.families import Family
+from anem.energy import EnergyModel
+
+__all__ = ["Evidence"]
+
+_NUMBERS = 2**17
+
+
+class Evidence:
+    """log p(m given θ) = log mean_k exp(−U(y_k, Σ_θ) + terms_k), in nats, a density of the measurement m.
+
+    The terms are the Jacobian and both sums over unobserved coordinates (see :mod:`anem.operators.base`). The draws y_k of what is not
+    observed are of the same random numbers for every θ; where everything is observed there is one y and no draw.
+
+    Arguments:
+        model: any energy, with its data statistics.
+        measurement: m, (1, C, H, W); computed in float64.
+        family: what θ means.
+        draws: K ≥ 1.
+        seed: of the random numbers.
+
+    Raises:
+        ValueError: more than one measurement, draws < 1; (from calls) θ under which other entries of m count as measured.
+    """
+
+    def __init__(self, model: EnergyModel, measurement: Tensor, family: Family, *, draws: int = 4, seed: int = 0) -> None:
+        if measurement.ndim != 4 or len(measurement) != 1:
+            raise ValueError(f"measurement: wanted one, of shape (1, C, H, W), got {tuple(measurement.shape)}")
+        if draws < 1:
+            raise ValueError(f"draws: wanted at least 1, got {draws}")
+        self.model, self.measurement, self.family = model, measurement.double(), family
+        self.draws, self.seed = draws, seed
+        self.calls = 0
+        """Energies computed so far, one an image."""
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """At coordinates u, (P, D) to (P,); the graph is kept."""
+        m = self.measurement
+        operator, sigma = self.family.degradation(self.family.values(u.to(m.device)))
+        measured = operator.measured(m.shape, m)
+        if not bool((measured == measured[:1]).all()):
+            raise ValueError(f"{self.family.name}: wanted every theta to leave the same entries measured, got masks that differ")
+        values: list[Tensor] = []
+        for draw in range(self.draws):
+            generator = torch.Generator(m.device).manual_seed(self.seed + draw)
+            seen = operator.observe(m, sigma, self.model.statistics, generator)
+            values.append(seen.log_evidence(self.model.energy))
+            self.calls += len(seen.y)
+            if bool(seen.observed.all()):
+                break
+        return (torch.stack(values).logsumexp(0) - math.log(len(values))).expand(len(u))
+
+    @torch.no_grad()
+    def grid(self, u: Tensor) -> Tensor:
+        """At many coordinates, in pieces of a size that memory allows and without a graph: (P, D) to (P,), −∞ where θ is impossible."""
+        out = torch.full((len(u),), -math.inf, dtype=torch.float64)
+        possible = self.family.possible(self.family.values(u)).nonzero()[:, 0]
+        for rows in possible.split(max(1, _NUMBERS // self.measurement.numel())):
+            out[rows] = self(u[rows]).cpu().double()
+        return out
+
+    def derivatives(self, u: Tensor, free: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Value, gradient (F,) and Hessian (F, F) at one point u, (D,), in the F coordinates that are ``free``, bool (D,)."""
+        index = free.nonzero()[:, 0]
+        with torch.enable_grad():
+            leaf = u[index].clone().requires_grad_()
+            value = self(u.index_put((index,), leaf)[None])[0]
+            (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+            rows = [torch.autograd.grad(g, leaf, retain_graph=True)[0] for g in gradient]
+        hessian = torch.stack(rows)
+        return float(value.detach()), gradient.detach(), 0.5 * (hessian + hessian.T)

@@ -1,0 +1,208 @@
+"""The posterior of degradation parameters on cells that are finest where it is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from anem.blind.evidence import Evidence
+from anem.blind.families import Family
+
+__all__ = ["Posterior", "explore"]
+
+_NEGLIGIBLE = 7.0
+"""Nats below the best at which a cell no longer matters: e⁻⁷ = 0.001."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """p(θ given m) ∝ p(m given θ) under the family's flat prior, by the midpoint rule on N cells that tile the prior's range.
+
+    Arguments:
+        family: what θ means.
+        centres, widths: the cells in the coordinates u, (N, D).
+        log_evidence: log p(m given θ) at the centres, in nats, (N,); −∞ where θ is impossible.
+        resolved: whether the cells are as fine as the posterior asks for.
+    """
+
+    family: Family
+    centres: Tensor
+    widths: Tensor
+    log_evidence: Tensor
+    resolved: bool = True
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The centres as θ, (N, D)."""
+        return self.family.values(self.centres)
+
+    @cached_property
+    def log_volume(self) -> Tensor:
+        """Log volume of the cells in u, (N,); an integer counts 1, the impossible 0."""
+        return self.widths.log().sum(1).where(self.log_evidence > -math.inf, -math.inf)
+
+    @cached_property
+    def log_marginal(self) -> float:
+        """log p(m given family) = log ∫ p(m given θ) p(θ) dθ, in nats: what families are compared by."""
+        return float((self.log_evidence + self.log_volume).logsumexp(0) - self.log_volume.logsumexp(0))
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Probability of every cell, (N,)."""
+        return (self.log_evidence + self.log_volume).softmax(0)
+
+    @property
+    def best(self) -> int:
+        """Index of the cell with the highest evidence."""
+        return int(self.log_evidence.argmax())
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Posterior mean of θ, (D,); a periodic θ is averaged about the best one."""
+        best = self.family.coordinates(self.theta[self.best][None])[0]
+        unwrapped = self.family.values(best + self.family.offsets(self.centres, best))
+        return (self.probabilities[:, None] * unwrapped).sum(0)
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Posterior standard deviation of θ, (D,)."""
+        best = self.centres[self.best]
+        unwrapped = self.family.values(best + self.family.offsets(self.centres, best))
+        return (self.probabilities[:, None] * (unwrapped - self.mean).square()).sum(0).sqrt()
+
+    @cached_property
+    def entropy(self) -> float:
+        """−∫ p(u) log p(u) du in nats, differential where θ is continuous; log volume of the range if the measurement says nothing."""
+        p = self.probabilities
+        return float(-(torch.xlogy(p, p) - p * self.log_volume.nan_to_num(neginf=0.0)).sum())
+
+    def interval(self, mass: float = 0.9) -> Tensor:
+        """Equal-tailed interval of θ, one a parameter, (D, 2).
+
+        An integer's interval has at least this mass; the distribution function is linear inside the cells of a continuous parameter,
+        whose widening by a variance of width²/12 is taken back (Sheppard's correction).
+
+        Raises:
+            ValueError: a mass outside (0, 1).
+        """
+        if not 0 < mass < 1:
+            raise ValueError(f"mass: wanted a number between 0 and 1, got {mass}")
+        best = self.centres[self.best]
+        offsets, p = self.family.offsets(self.centres, best), self.probabilities
+        tails = torch.tensor([0.5 - mass / 2, 0.5 + mass / 2], dtype=torch.float64)
+        rows = []
+        for a, parameter in enumerate(self.family.parameters.values()):
+            x, width = offsets[:, a], self.widths[:, a]
+            ends = _quantiles(x, width, p, tails)
+            if parameter.continuous:
+                centre, extra = (p * x).sum(), (p * width.square()).sum() / 12
+                variance = (p * (x - centre).square()).sum()
+                ends = centre + (ends - centre) * (variance / (variance + extra)).sqrt()
+            else:
+                ends = (best[a] + ends).round() - best[a]
+            rows.append(parameter.value(best[a] + ends))
+        return torch.stack(rows)
+
+    def runner_up(self) -> int | None:
+        """Index of the best cell that is another answer: other integers, or else another local maximum; None if there is none."""
+        integers = [a for a, p in enumerate(self.family.parameters.values()) if not p.continuous]
+        if integers:
+            others = (self.centres != self.centres[self.best])[:, integers].any(1)
+        else:
+            higher = self.log_evidence[None, :] > self.log_evidence[:, None]
+            others = ~(higher & _touching(self, torch.arange(len(self.centres)), corners=True)).any(1)
+            others[self.best] = False
+        candidates = self.log_evidence.where(others, -math.inf)
+        return int(candidates.argmax()) if bool((candidates > -math.inf).any()) else None
+
+
+def _quantiles(x: Tensor, width: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Quantiles of a density that is constant in (overlapping) intervals of centres x and probabilities p."""
+    edges = torch.cat([x - width / 2, x + width / 2]).unique()
+    below = (p * ((edges[:, None] - x) / width + 0.5).clamp(0, 1)).sum(1)
+    below = below / below[-1]
+    right = torch.searchsorted(below, q).clamp(1, len(edges) - 1)
+    left = right - 1
+    share = (q - below[left]) / (below[right] - below[left]).clamp_min(1e-300)
+    return edges[left] + share.clamp(0, 1) * (edges[right] - edges[left])
+
+
+def _touching(cells: Posterior, of: Tensor, corners: bool = False) -> Tensor:
+    """Whether a cell shares a face (or a corner) with the cells ``of``, or is one of them: bool (N, len(of))."""
+    apart = torch.zeros(len(cells.centres), len(of), dtype=torch.int64)
+    touch = torch.ones_like(apart, dtype=torch.bool)
+    for a, parameter in enumerate(cells.family.parameters.values()):
+        distance = parameter.offset(cells.centres[:, None, a], cells.centres[of, a]).abs()
+        reach = (cells.widths[:, None, a] + cells.widths[of, a]) / 2
+        apart += distance > (1 - 1e-6) * reach
+        touch &= distance < (1 + 1e-6) * reach
+    return touch if corners else touch & (apart <= 1)
+
+
+def explore(evidence: Evidence, budget: int = 5000) -> Posterior:
+    """Coarse to fine: cells that matter are cut in three along the least resolved coordinate, until all are finer than the posterior.
+
+    A cell matters if it is within 7 nats of the best, or shares a face with one that is.
+
+    Arguments:
+        evidence: of one measurement.
+        budget: after how many parameters to stop, ``resolved`` or not; the first grid is always computed.
+
+    Raises:
+        ValueError: the family has no possible θ.
+    """
+    family = evidence.family
+    centres, widths = (torch.cartesian_prod(*columns).reshape(-1, len(columns)) for columns in _first_cells(family))
+    cells = Posterior(family, centres, widths, evidence.grid(centres))
+    if not bool((cells.log_evidence > -math.inf).any()):
+        raise ValueError(f"{family.name}: wanted a family with some possible parameters, got none")
+    while True:
+        ratio = cells.widths / _spacing(cells)
+        relevant = _touching(cells, (cells.log_evidence > cells.log_evidence.max() - _NEGLIGIBLE).nonzero()[:, 0]).any(1)
+        coarse = relevant[:, None] & (ratio > 1 + 1e-6)
+        if not bool(coarse.any()):
+            return cells
+        axis = int(ratio.where(coarse, 0.0).amax(0).argmax())
+        chosen = coarse[:, axis]
+        if len(cells.centres) + 2 * int(chosen.sum()) > max(budget, len(centres)):
+            return Posterior(family, cells.centres, cells.widths, cells.log_evidence, resolved=False)
+        cells = _cut(evidence, cells, chosen, axis)
+
+
+def _first_cells(family: Family) -> tuple[list[Tensor], list[Tensor]]:
+    centres, widths = zip(*(p.partition() for p in family.parameters.values()), strict=True)
+    return list(centres), list(widths)
+
+
+def _cut(evidence: Evidence, cells: Posterior, chosen: Tensor, axis: int) -> Posterior:
+    """The chosen cells in three along an axis; the middle one keeps its evidence."""
+    widths = cells.widths.clone()
+    widths[chosen, axis] /= 3
+    shift = torch.zeros_like(widths[chosen])
+    shift[:, axis] = widths[chosen, axis]
+    new = torch.cat([cells.centres[chosen] - shift, cells.centres[chosen] + shift])
+    widths = torch.cat([widths, widths[chosen], widths[chosen]])
+    return Posterior(cells.family, torch.cat([cells.centres, new]), widths, torch.cat([cells.log_evidence, evidence.grid(new)]))
+
+
+def _spacing(cells: Posterior) -> Tensor:
+    """How wide a cell may be along every coordinate, (D,): 1 for integers, else the standard deviation given all the others.
+
+    At this spacing the midpoint rule is exact to e^{−2π²} for a Gaussian. Only the cells around the best one are looked at, so that
+    a second mode does not make the first look wide.
+    """
+    best = cells.best
+    width = cells.widths[best]
+    offsets = cells.family.offsets(cells.centres, cells.centres[best])
+    near = (offsets.abs() < 3.7 * width).all(1)
+    p = cells.probabilities.where(near, 0.0)
+    p = p / p.sum()
+    centred = offsets - p @ offsets
+    covariance = (p[:, None] * centred).T @ centred + torch.diag((0.1 * width).square())
+    conditional = torch.linalg.inv(covariance).diagonal().rsqrt()
+    integer = torch.tensor([not q.continuous for q in cells.family.parameters.values()])
+    return conditional.where(~integer, 1.0)

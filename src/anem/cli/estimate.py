@@ -1,0 +1,198 @@
+"""``anem estimate``: the degradation that an image went through, from the image alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from anem.cli.options import Device, Flag, Images, Model, check_seed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from anem import blind
+
+NAMES = "white, box, box-anywhere, band, blur, motion, super-resolution"
+
+
+@dataclass
+class Estimate:
+    """Estimate what happened to images: the noise, the blur, the box of stronger noise.
+
+    The parameters are those that make the image most probable under the model, with a 90 % interval and the runner-up;
+    several families are compared by their evidence. Clean images with --truth are degraded first:
+
+        anem estimate --family blur --truth std=1.2 sigma=0.02
+
+    Writes result.json and a picture of the evidence per image and family.
+    """
+
+    images: Images = ()
+    family: Annotated[tuple[str, ...], arg(metavar="F ...", help=f"one or more of {NAMES}", help_behavior_hint="")] = ()
+    known: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    """settings that are known, such as sigma=0.05, in every family that has them"""
+    truth: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    """the images are clean: degrade them by the first family with these settings"""
+    draws: Annotated[int, arg(metavar="N")] = 4
+    """draws of what was not observed; more are slower and more exact"""
+    model: Model = "digits"
+    seed: int = 0
+    """of all random numbers"""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("out")
+    """folder for the results; an earlier result there is replaced"""
+    json: Flag = False
+    """print the figures as JSON"""
+    device: Device = "cpu"
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from anem.cli.files import new_folder, write_record
+
+        self.check()
+        with new_folder(self.out) as folder:
+            record = self.estimate(folder)
+            write_record(folder, record)
+        if self.json:
+            print(json.dumps(record, indent=1, ensure_ascii=False))
+        else:
+            Console(highlight=False).print(table(record), f"pictures in {self.out}")
+        return 0
+
+    def check(self) -> None:
+        """Raise ValueError for options that mean nothing."""
+        from anem.blind import FAMILIES
+
+        unknown = [name for name in self.family if name not in FAMILIES]
+        if not self.family or unknown:
+            raise ValueError(f"--family: wanted one or more of {', '.join(FAMILIES)}, got {', '.join(unknown) or 'none'}")
+        if len(set(self.family)) < len(self.family):
+            raise ValueError(f"--family: wanted every family once, got {' '.join(self.family)}")
+        check_seed(self.seed)
+
+    def families(self, shape: Sequence[int]) -> list[blind.Family]:
+        """The families for images of a shape (…, H, W), with what is known."""
+        from anem.blind import FAMILIES
+
+        known, families = settings("--known", self.known), [FAMILIES[name](shape) for name in self.family]
+        strange = [name for name in known if not any(name in f.settings for f in families)]
+        if strange:
+            raise ValueError(f"--known: no setting {', '.join(strange)} in {', '.join(self.family)}")
+        return [f.change({name: v for name, v in known.items() if name in f.settings}) for f in families]
+
+    def estimate(self, folder: Path) -> dict:
+        """Estimate, draw, and collect the figures."""
+        from anem.blind import choose
+        from anem.cli.evidence_plot import plot_evidence
+        from anem.cli.files import read_images
+        from anem.cli.restore import examples
+        from anem.hub import load
+        from anem.random import generators_for
+
+        model = load(self.model, self.device)
+        names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=bool(self.truth))
+        images = images.to(self.device).double()
+        families = self.families(images.shape)
+        if self.truth:
+            images = self.degrade(images, generators_for(range(self.seed, self.seed + len(images)), self.device))
+        entries = []
+        for b, name in enumerate(names):
+            choice = choose(model, images[b : b + 1], families, draws=self.draws, seed=self.seed)
+            for found, family in zip(choice.estimates, self.family, strict=True):
+                plot_evidence(found, f"{name}: {family}", folder / f"{name}_{family}.png")
+            entries.append({"name": name} | figures(choice, self.family))
+        head = {"model": self.model, "families": list(self.family), "known": settings("--known", self.known)}
+        return head | {"truth": settings("--truth", self.truth), "draws": self.draws, "seed": self.seed, "images": entries}
+
+    def degrade(self, images: Tensor, generators: list) -> Tensor:
+        """Measurements of clean images under the settings of --truth."""
+        from anem.blind import FAMILIES
+
+        family = FAMILIES[self.family[0]](images.shape)
+        truth = settings("--truth", self.truth)
+        if set(truth) != set(family.settings):
+            raise ValueError(f"--truth: wanted {', '.join(family.settings)} of {family.name}, got {', '.join(truth)}")
+        theta = images.new_tensor([[truth[name] for name in family.parameters]])
+        if not bool(family.possible(theta).all()):
+            raise ValueError(f"--truth: wanted settings possible for {family.name} on images of {images.shape[-2]} x {images.shape[-1]}")
+        operator, sigma = family.degradation(theta)
+        return operator.measure(images, sigma, generators)
+
+
+def settings(option: str, words: Sequence[str]) -> dict[str, float]:
+    """Numbers by name, from words NAME=VALUE."""
+    found = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{option}: wanted NAME=VALUE with a number, got {word!r}") from None
+        if not math.isfinite(found[name]):
+            raise ValueError(f"{option}: wanted a finite number for {name}, got {value}")
+    return found
+
+
+def figures(choice: blind.Choice, names: Sequence[str]) -> dict:
+    """What a record says about one image, ready for JSON: evidences in nats."""
+    families = []
+    for name, found, log_marginal, p in zip(
+        names, choice.estimates, choice.log_marginal.tolist(), choice.probabilities.tolist(), strict=True
+    ):
+        posterior = found.posterior
+        entry = {"family": name, "probability": p, "log_marginal": log_marginal, "log_evidence": found.log_evidence}
+        entry |= {"entropy": posterior.entropy, "resolved": posterior.resolved, "calls": found.calls}
+        families.append(entry | {"parameters": parameters(found), "runner_up": runner_up(found)})
+    return {"best": names[choice.order[0]], "estimates": families}
+
+
+def parameters(found: blind.Estimate) -> list[dict]:
+    """Estimate and uncertainty of every parameter."""
+    posterior = found.posterior
+    columns = (found.theta, found.standard_error, posterior.mean, posterior.std, posterior.interval(0.9), found.at_edge)
+    rows = zip(found.family.parameters, *(column.tolist() for column in columns), strict=True)
+    return [
+        {"name": name, "estimate": theta, "standard_error": None if math.isnan(error) else error}
+        | {"mean": mean, "std": std, "interval_90": interval, "at_edge": edge}
+        for name, theta, error, mean, std, interval, edge in rows
+    ]
+
+
+def runner_up(found: blind.Estimate) -> dict | None:
+    """The second-best answer and how far behind it is, or None."""
+    index = found.posterior.runner_up()
+    if index is None:
+        return None
+    theta = dict(zip(found.family.parameters, found.posterior.theta[index].tolist(), strict=True))
+    return {"theta": theta, "behind": found.log_evidence - float(found.posterior.log_evidence[index])}
+
+
+def table(record: dict) -> Table:
+    """A line a parameter, in families from the most probable one down."""
+    from rich.table import Table
+
+    grid = Table(title="estimated degradation", title_justify="left", header_style="bold")
+    for heading in ("image", "family", "probability", "parameter", "estimate", "std. error", "90 % interval", "runner-up"):
+        grid.add_column(heading, overflow="fold")
+    for image in record["images"]:
+        for e in sorted(image["estimates"], key=lambda e: -e["log_marginal"]):
+            second = e["runner_up"]
+            for i, p in enumerate(e["parameters"]):
+                low, high = p["interval_90"]
+                error = "" if p["standard_error"] is None else f"{p['standard_error']:.2g}"
+                behind = (
+                    "none"
+                    if second is None
+                    else f"{second['theta'][p['name']]:.4g}" + (f" (-{second['behind']:.1f} nats)" if i == 0 else "")
+                )
+                note = " (end of range)" if p["at_edge"] else ""
+                head = (image["name"], e["family"], f"{e['probability']:.3f}") if i == 0 else ("", "", "")
+                grid.add_row(*head, p["name"], f"{p['estimate']:.4g}{note}", error, f"{low:.4g} to {high:.4g}", behind)
+    return grid
