@@ -53,7 +53,4 @@ class Train:
             print(f"anem: error: {error}", file=sys.stderr)
             return 2
         print(f"{seen.images} of {config.images} images seen; the model is in {Path(config.output) / 'model'}")
-        if seen.images >= config.images:
-            return 0
-        print("run the same command again to continue")
-        return 0 if config.max_minutes else 130
+        return 0 if seen.images >= config.images or config.max_minutes else 130
