@@ -86,14 +86,14 @@ class Parameter:
         if self.continuous:
             width = (high - low) / self.cells
             return low + width * (torch.arange(self.cells, dtype=torch.float64) + 0.5), torch.full((self.cells,), width).double()
-        step, widths, left = 1, [], round(high - low)
+        step, sides, left = 1, [], round(high - low)
         while left / step > self.cells:
             step *= 3
         while left:
-            widths += [step] * (left // step)
+            sides += [step] * (left // step)
             left, step = left % step, step // 3
-        width = torch.tensor(widths, dtype=torch.float64)
-        return low + width.cumsum(0) - width / 2, width
+        widths = torch.tensor(sides, dtype=torch.float64)
+        return low + widths.cumsum(0) - widths / 2, widths
 
 
 @dataclass(frozen=True)

@@ -179,20 +179,19 @@ def table(record: dict) -> Table:
     from rich.table import Table
 
     grid = Table(title="estimated degradation", title_justify="left", header_style="bold")
-    for heading in ("image", "family", "probability", "parameter", "estimate", "std. error", "90 % interval", "runner-up"):
+    grid.add_column("image", overflow="fold", min_width=8)
+    for heading in ("family", "parameter", "estimate", "90 % interval", "runner-up"):
         grid.add_column(heading, overflow="fold")
     for image in record["images"]:
         for e in sorted(image["estimates"], key=lambda e: -e["log_marginal"]):
             second = e["runner_up"]
+            probability = f" {100 * e['probability']:.1f}%" if len(image["estimates"]) > 1 else ""
             for i, p in enumerate(e["parameters"]):
+                error = "" if p["standard_error"] is None else f" ± {p['standard_error']:.2g}"
+                note = ", end of range" if p["at_edge"] else ""
+                other = "none" if second is None else f"{second['theta'][p['name']]:.3g}"
+                behind = f", {second['behind']:.1f} nats behind" if second is not None and i == 0 else ""
+                head = (image["name"], e["family"] + probability) if i == 0 else ("", "")
                 low, high = p["interval_90"]
-                error = "" if p["standard_error"] is None else f"{p['standard_error']:.2g}"
-                behind = (
-                    "none"
-                    if second is None
-                    else f"{second['theta'][p['name']]:.4g}" + (f" (-{second['behind']:.1f} nats)" if i == 0 else "")
-                )
-                note = " (end of range)" if p["at_edge"] else ""
-                head = (image["name"], e["family"], f"{e['probability']:.3f}") if i == 0 else ("", "", "")
-                grid.add_row(*head, p["name"], f"{p['estimate']:.4g}{note}", error, f"{low:.4g} to {high:.4g}", behind)
+                grid.add_row(*head, p["name"], f"{p['estimate']:.4g}{error}{note}", f"{low:.3g} to {high:.3g}", other + behind)
     return grid

@@ -27,7 +27,7 @@ def plot_evidence(found: Estimate, title: str, file: Path) -> None:
         axes = figure.subplots(1, len(parameters), squeeze=False, sharey=True)[0]
         for a, ax in enumerate(axes):
             profile(found, a, ax)
-        axes[0].set_ylabel("log evidence − best, nats" + (", best over the others" if len(parameters) > 1 else ""))
+        axes[0].set_ylabel("log evidence − best, nats" + ("\n(best over the others)" if len(parameters) > 1 else ""))
     figure.suptitle(title, fontsize=10)
     figure.savefig(file, dpi=110, format="png")
 
