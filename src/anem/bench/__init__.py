@@ -12,5 +12,6 @@ BENCHES = {
     "oracle": "anem.bench.oracle",
     "samplers": "anem.bench.samplers",
     "digits": "anem.bench.digits",
+    "ablation": "anem.bench.ablation",
 }
 """Module of every bench, by its name."""

@@ -34,6 +34,8 @@ class Bench:
     """folder of the data sets that 'make data' fetches"""
     split: Literal["tuning", "report"] = "tuning"
     """images on which a model is judged: those to try things out on, or those of the one report at the end"""
+    images: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the bench's own)")] = None
+    """images to train each model on, for benches that train"""
     seed: int = 0
     """of all random numbers"""
     fresh: Flag = False
@@ -50,6 +52,8 @@ class Bench:
                 print(f"{name:12s} {(load_bench(name, BENCHES).__doc__ or '').splitlines()[0]}")
             return 0
         check_seed(self.seed)
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"--images: wanted at least 1, got {self.images}")
         bench = load_bench(self.name, BENCHES)
         log = Console(stderr=True, highlight=False)
 
@@ -68,6 +72,7 @@ class Bench:
             model=self.model,
             data=self.data,
             split=self.split,
+            images=self.images,
             fresh=self.fresh,
             on_figure=show,
         )
@@ -82,5 +87,6 @@ class Bench:
         words += ["--quick"] if self.quick else []
         words += ["--model", self.model] if self.model != "digits" else []
         words += ["--split", self.split] if self.split != "tuning" else []
+        words += ["--images", str(self.images)] if self.images else []
         words += ["--seed", str(self.seed)] if self.seed else []
         return shlex.join(words)
