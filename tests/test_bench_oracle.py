@@ -31,9 +31,10 @@ def context(tmp_path, quick=True):
 
 
 @pytest.mark.parametrize("basis", ["pixel", "fourier", "dct2"])
-def test_errors_of_a_wrong_prior_variance_are_the_closed_forms(basis, generator):
+@pytest.mark.parametrize("lam", [0.03, 0.3])
+def test_errors_of_a_wrong_prior_variance_are_the_closed_forms(basis, lam, generator):
     """With c′ for c: D − D* = (g′ − g)ρ with g = c/(c + λ), V − V* = λ(g′ − g), 2∂U/∂ℓ = (λ/t)(1 − ρ²/t), A-DSM floor g."""
-    c, wrong, lam, d = 0.06, 0.09, 0.03, 64
+    c, wrong, d = 0.06, 0.09, 64
     right, model = white(c).double(), white(wrong).double()
     cov = Covariance.white(lam, (5, 1, 8, 8), basis, like=torch.zeros((), dtype=torch.float64))
     y = right.sample(5, generator) + cov.sample(generator)
@@ -52,6 +53,8 @@ def test_errors_of_a_wrong_prior_variance_are_the_closed_forms(basis, generator)
         "floor": torch.full((5,), g, dtype=torch.float64),
         "logvar": (logvar(wrong) - logvar(c)).square().flatten(1).mean(1),
         "variance": torch.full((5,), abs(g_wrong - g) / g, dtype=torch.float64),
+        "variance_little": torch.full((5,), abs(g_wrong - g) / g if lam < c else 0.0, dtype=torch.float64),
+        "little": torch.full((5,), float(lam < c), dtype=torch.float64),
     }
     assert at.keys() == expected.keys()
     for name, value in expected.items():
@@ -80,8 +83,10 @@ def test_the_truth_has_no_error_and_a_constant_is_all_bias(generator):
 def test_summary_is_by_sums_over_images_not_by_ratios_of_each():
     at = {"energy": torch.tensor([0.1, -0.3, 9.0]), "excess": torch.tensor([1.0, 2.0, 9.0]), "floor": torch.tensor([4.0, 6.0, 9.0])}
     at |= {"logvar": torch.tensor([1.0, 7.0, 9.0]), "variance": torch.tensor([0.2, 0.4, 9.0])}
+    at |= {"variance_little": torch.tensor([0.1, 0.0, 9.0]), "little": torch.tensor([0.5, 0.0, 1.0])}
     values = oracle.summarise(at, torch.tensor([True, True, False]))
-    assert list(values.values()) == pytest.approx([-0.1, 0.2, 0.3, 2.0, 0.3])
+    assert list(values.values()) == pytest.approx([-0.1, 0.2, 0.3, 2.0, 0.3, 0.2])
+    assert math.isnan(oracle.summarise(at, torch.tensor([False, True, False]))[oracle.METRICS[-1]])
 
 
 def test_families_and_bases_and_decades_each_partition_the_cases(generator):
@@ -111,13 +116,13 @@ def test_every_image_is_seen_once():
 
 
 def test_variants_differ_in_what_their_names_say():
-    base = TrainConfig(output="runs/x", weight=1.0, balance=0.5)
+    base = TrainConfig(output="runs/x", weight=1.0, balance=0.5, collective=0.1)
     configs = {v.name: v.config(base, 64) for v in VARIANTS}
-    assert {n: (c.weight, c.balance, c.model.overrides["form"]) for n, c in configs.items()} == {
-        "default": (1.0, 0.5, "anchored"),
-        "weight-1-over-d": (1 / 64, 0.5, "anchored"),
-        "weight-0": (0.0, 0.5, "anchored"),
-        "paper": (1 / 64, 0.0, "inner"),
+    assert {n: (c.weight, c.balance, c.collective, c.model.overrides["form"]) for n, c in configs.items()} == {
+        "default": (1.0, 0.5, 0.1, "anchored"),
+        "weight-1-over-d": (1 / 64, 0.5, 0.1, "anchored"),
+        "weight-0": (0.0, 0.5, 0.1, "anchored"),
+        "paper": (1 / 64, 0.0, 0.0, "inner"),
     }
     assert len({c.output for c in configs.values()}) == len(VARIANTS)
 

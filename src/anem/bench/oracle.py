@@ -7,7 +7,8 @@ judged are fresh observations y = x + n, drawn as in training:
 * energy bias and MAE: mean and mean absolute value of U − U*, nats/dim;
 * excess denoising error: E‖Σ^{−1/2}(D − D*)‖² over E‖Σ^{−1/2}(x − D*)‖², the loss that no denoiser can avoid;
 * ∂U/∂log λ error: root mean square over coordinates, nats;
-* posterior variance error: mean over coordinates of |V − V*| over cλ/(c + λ), the variance of independent Gaussian coordinates.
+* posterior variance error: mean of |V − V*| over cλ/(c + λ), the variance of independent Gaussian coordinates, over all coordinates and
+  over those with λ ≤ c. Where λ ≫ c, V is a small difference of large numbers.
 
 "untrained" is the network's starting point, closed forms alone. The files PRIOR-VARIANT.csv beside the report have the same for every
 family of noise and every decade of its mean variance.
@@ -19,7 +20,7 @@ import csv
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +50,7 @@ SPREAD = 1e3
 
 BIAS = "energy bias (nats/dim)"
 MAE = "energy MAE (nats/dim)"
-METRICS = (BIAS, MAE, "excess denoising error", "∂U/∂log λ error", "posterior variance error")
+METRICS = (BIAS, MAE, "excess denoising error", "∂U/∂log λ error", "posterior variance error", "posterior variance error, λ ≤ c")
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,20 @@ def draw_cases(prior: GaussianMixture, noise: NoiseConfig, points: int, generato
 def errors(model: EnergyModel, exact: Evaluation, statistics: DataStatistics) -> dict[str, Tensor]:
     """Errors of ``model`` at one chunk of cases, averaged over coordinates, (B,) each.
 
-    ``floor`` is E[‖Σ^{−1/2}(x − D*)‖² given y]/d, the mean of the exact κ; the squared error of ∂U/∂log λ is averaged, not rooted.
+    ``floor`` is E[‖Σ^{−1/2}(x − D*)‖² given y]/d, the mean of the exact κ; the squared error of ∂U/∂log λ is averaged, not rooted;
+    ``little`` is the share of coordinates with λ ≤ c, and ``variance_little`` the error of their variances times that share.
     """
     got, lam = model(exact.y, exact.cov), exact.cov.values
     c = statistics.variance_in(exact.cov.basis, lam.shape[-2], lam.shape[-1], lam)
+    variance = (got.posterior_variance - exact.posterior_variance).abs() * (1 / c + 1 / lam)
+    little = (lam <= c).to(lam)
     per_coordinate = {
         "excess": lam * exact.cov.basis.power(got.grad_y - exact.grad_y),
         "floor": exact.relative_variance,
         "logvar": (got.grad_logvar - exact.grad_logvar).square(),
-        "variance": (got.posterior_variance - exact.posterior_variance).abs() * (1 / c + 1 / lam),
+        "variance": variance,
+        "variance_little": variance * little,
+        "little": little,
     }
     means = {name: v.flatten(1).mean(1) for name, v in per_coordinate.items()}
     return {"energy": (got.energy - exact.energy) / lam[0].numel()} | means
@@ -126,7 +132,8 @@ def summarise(at: Mapping[str, Tensor], chosen: Tensor) -> dict[str, float]:
     """The :data:`METRICS` over the chosen images (N,)."""
     mean = {name: float(v[chosen].mean()) for name, v in at.items()}
     mae = float(at["energy"][chosen].abs().mean())
-    values = (mean["energy"], mae, mean["excess"] / mean["floor"], math.sqrt(mean["logvar"]), mean["variance"])
+    little = mean["variance_little"] / mean["little"] if mean["little"] else math.nan
+    values = (mean["energy"], mae, mean["excess"] / mean["floor"], math.sqrt(mean["logvar"]), mean["variance"], little)
     return dict(zip(METRICS, values, strict=True))
 
 
@@ -147,6 +154,7 @@ def groups(cases: Cases) -> Iterator[tuple[str, str, Tensor]]:
 def run(context: Context) -> None:
     """Every variant on both priors."""
     size = QUICK if context.quick else FULL
+    size = size if context.images is None else replace(size, images=context.images)
     folder = context.out / "models"
     started = "images a model"
     if not context.done(started):  # what lies there is of another commit or seed, or was asked to be made afresh
@@ -247,5 +255,5 @@ def _parts(config: TrainConfig, data: ImageData) -> Parts:
         held_out=None,
         draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
         families=config.noise.family_names,
-        loss=partial(dual_score_loss, balance=config.balance),
+        loss=partial(dual_score_loss, balance=config.balance, collective=config.collective),
     )

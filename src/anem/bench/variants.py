@@ -25,14 +25,14 @@ class Variant:
         name: also of its folder.
         form: of the energy, see :class:`~anem.network.NetworkConfig`. An "inner" energy gets its constant after training.
         weight: w of the covariance score matching term; ``per_dimension`` divides it by d.
-        balance: γ of the coordinate weights of the loss; None leaves the default.
+        plain: without coordinate weights and without the collective term of the loss.
     """
 
     name: str
     form: str = "anchored"
     weight: float = 1.0
     per_dimension: bool = False
-    balance: float | None = None
+    plain: bool = False
 
     def config(self, base: TrainConfig, dimension: int) -> TrainConfig:
         """``base`` for this variant, with a folder of its own in ``base.output``."""
@@ -40,7 +40,8 @@ class Variant:
             base,
             output=str(Path(base.output) / self.name),
             weight=self.weight / dimension if self.per_dimension else self.weight,
-            balance=base.balance if self.balance is None else self.balance,
+            balance=0.0 if self.plain else base.balance,
+            collective=0.0 if self.plain else base.collective,
             model=replace(base.model, overrides=base.model.overrides | {"form": self.form}),
         )
 
@@ -49,9 +50,9 @@ VARIANTS = (
     Variant("default"),
     Variant("weight-1-over-d", per_dimension=True),
     Variant("weight-0", weight=0.0),
-    Variant("paper", form="inner", per_dimension=True, balance=0.0),
+    Variant("paper", form="inner", per_dimension=True, plain=True),
 )
-"""The default; the same with the covariance term weighted as in the paper, or not at all; and the paper's ½⟨y, s(y, Σ)⟩ and weights."""
+"""The default; the same with the covariance terms weighted as in the paper, or not at all; and the paper's ½⟨y, s(y, Σ)⟩ and loss."""
 
 
 class _Seen(Callback):

@@ -9,7 +9,7 @@ from anem.covariance import Basis, BlockDCT, Fourier, Mixed, Pixel
 from anem.nn.functional import GradientScope, silu
 from anem.nn.layers import Conv
 
-__all__ = ["CovarianceEmbedding", "spectral_features", "spectral_windows"]
+__all__ = ["SPECTRAL_FEATURES", "CovarianceEmbedding", "spectral_features", "spectral_windows"]
 
 _RINGS = 8
 SPECTRAL_FEATURES = 2 * (_RINGS + 4 * 4) + 3

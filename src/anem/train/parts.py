@@ -61,7 +61,7 @@ def build_parts(config: TrainConfig) -> Parts:
         held_out=None if config.held_out is None else load_dataset(config.held_out),
         draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
         families=config.noise.family_names,
-        loss=partial(dual_score_loss, balance=config.balance),
+        loss=partial(dual_score_loss, balance=config.balance, collective=config.collective),
     )
 
 
