@@ -17,7 +17,7 @@ from anem.cli import main
 from anem.cli.degradation import TASKS
 from anem.gaussian import make_power_law_gaussian
 from anem.metrics import psnr
-from anem.sample import KERNELS
+from anem.sample import KERNELS, SCHEDULES
 
 SIZE = 16
 
@@ -142,6 +142,11 @@ def test_the_tasks_of_the_help_are_all():
 @pytest.mark.parametrize("sampler", KERNELS)
 def test_every_sampler_runs(sampler, pictures, anem_says):
     assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_runs(schedule, pictures, anem_says):
+    assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--schedule", schedule, *FAST)
 
 
 def test_a_seed_repeats_a_result_and_another_does_not(pictures, anem_says):
@@ -336,6 +341,7 @@ REAL = ("--sigma", 0.1)
         (("a.png", *TASK, "--steps", 0), "--steps"),
         (("a.png", *TASK, "--seed", -1), "--seed"),
         (("a.png", *TASK, "--sampler", "magic"), "kernel: wanted one of"),
+        (("a.png", *TASK, "--schedule", "magic"), "schedule: wanted one of"),
         (("nothing.png", *TASK), "nothing.png: no such file"),
         (("nothing.npy", *TASK), "nothing.npy: no such file"),
         (("empty", *TASK), "no image in this folder"),
@@ -366,7 +372,7 @@ REAL = ("--sigma", 0.1)
 )
 @pytest.mark.parametrize("command", ["restore", "logprob"])
 def test_bad_input_is_one_line_and_leaves_nothing(command, arguments, message, bad, anem_refuses):
-    if command == "logprob" and (len(arguments) == 1 or arguments[-2] in ("--samples", "--steps", "--sampler")):
+    if command == "logprob" and (len(arguments) == 1 or arguments[-2] in ("--samples", "--steps", "--sampler", "--schedule")):
         pytest.skip("restore alone")
     assert message in anem_refuses(command, *(bad.get(str(a), a) for a in arguments))
     assert list(Path.cwd().iterdir()) == []

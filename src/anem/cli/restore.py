@@ -40,6 +40,8 @@ class Restore:
     """steps of each draw; more are slower and more exact"""
     sampler: Annotated[str, arg(metavar="NAME")] = "ancestral"
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
+    schedule: Annotated[str, arg(metavar="NAME")] = "geometric"
+    """path of the noise: geometric, or following the energy: energy (the paper's rule), variance"""
     model: Model = "digits"
     seed: int = 0
     """of all random numbers"""
@@ -79,7 +81,7 @@ class Restore:
         from anem.cli.report import Result
         from anem.hub import load
         from anem.random import generators_for
-        from anem.sample import sample_posterior
+        from anem.sample import as_schedule, sample_posterior
 
         model = load(self.model, self.device)
         real = self.degradation.real
@@ -98,13 +100,15 @@ class Restore:
                 samples=self.samples,
                 steps=self.steps,
                 kernel=self.sampler,
+                schedule=as_schedule(self.schedule, self.steps),
                 seed=self.seed,
                 callback=callback,
             )
         seconds = time.perf_counter() - start
         observation = operator.observe(measurement, self.degradation.noise, model.statistics, torch.Generator(self.device).manual_seed(0))
         head = {"model": self.model} | self.degradation.record()
-        head |= {"sampler": self.sampler, "steps": self.steps, "calls": restoration.calls, "samples": self.samples, "seed": self.seed}
+        head |= {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps, "calls": restoration.calls}
+        head |= {"samples": self.samples, "seed": self.seed}
         head |= {"ends": restoration.sampler.final, "seconds": round(seconds, 2)}
         height, width = observation.cov.shape[-2:]
         prior = model.statistics.variance_in(observation.cov.basis, height, width, measurement)
