@@ -156,7 +156,7 @@ class TrainConfig:
     accumulation: int = 1
     weight: float = 1.0
     balance: float = 0.5
-    collective: float = 0.1
+    collective: float = 0.0
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0
