@@ -133,7 +133,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a model of this package"):
         EnergyNetwork.from_pretrained(tmp_path)
     (tmp_path / "card.json").write_text('{"format": "other"}')
-    with pytest.raises(ValueError, match="wanted 'anem-energy-1'"):
+    with pytest.raises(ValueError, match="wanted 'anem-energy-2'"):
         EnergyNetwork.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError):
         EnergyNetwork.from_pretrained(tmp_path / "nowhere")

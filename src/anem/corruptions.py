@@ -244,12 +244,14 @@ class NoiseConfig:
         lambda_min: smallest variance. lambda_max: largest, None for the data's own "not observed" (30 × the largest eigenvalue).
         weights: probability weights by family name that replace the defaults; 0 leaves a family out.
         only: if given, just these families, with their weights.
+        stratified: every batch has the same number of images in each basis, as near as whole numbers come to the weights.
     """
 
     lambda_min: float = 1e-8
     lambda_max: float | None = None
     weights: dict[str, float] = field(default_factory=dict)
     only: tuple[str, ...] = ()
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.lambda_min < (self.lambda_max or math.inf):
@@ -277,6 +279,14 @@ class NoiseBatch:
     family: Tensor
 
 
+def _largest_remainder(shares: Tensor) -> list[int]:
+    """Whole numbers next to ``shares`` with the same sum."""
+    whole = shares.floor()
+    left = round(float((shares - whole).sum()))
+    whole[(shares - whole).argsort(descending=True)[:left]] += 1
+    return [int(n) for n in whole]
+
+
 def draw_covariances(
     shape: tuple[int, int, int, int],
     statistics: DataStatistics,
@@ -295,13 +305,19 @@ def draw_covariances(
     fits = torch.tensor([not isinstance(b, BlockDCT) or (height % b.size == 0 and width % b.size == 0) for b in bases])
     weights = config.family_weights(families) * fits
     low, high = math.log(config.lambda_min), math.log(config.lambda_max or statistics.lambda_max)
-    family = torch.multinomial(weights, batch, replacement=True, generator=generator).sort().values
+    names = list(dict.fromkeys(f.basis for f in families))
+    basis_of = torch.tensor([names.index(f.basis) for f in families])
+    if config.stratified:
+        shares = torch.zeros(len(names), dtype=torch.float64).index_add_(0, basis_of, weights.double())
+        counts = _largest_remainder(shares / shares.sum() * batch)
+        draws = [torch.multinomial(weights * (basis_of == i), n, True, generator=generator) for i, n in enumerate(counts) if n]
+        family = torch.cat(draws).sort().values
+    else:
+        family = torch.multinomial(weights, batch, replacement=True, generator=generator).sort().values
     parts = []
     for index in family.unique().tolist():
         count = int((family == index).sum())
         draw = NoiseDraw((count, channels, height, width), low, high, generator)
         parts.append(families[index].log_variance(draw).clamp(low, high).expand(count, channels, height, width))
-    names = list(dict.fromkeys(f.basis for f in families))
-    index = torch.tensor([names.index(f.basis) for f in families])[family]
-    basis = Mixed([as_basis(n) for n in names], index)
+    basis = Mixed([as_basis(n) for n in names], basis_of[family])
     return NoiseBatch(Covariance(torch.cat(parts).exp(), basis, check=False), family)

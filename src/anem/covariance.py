@@ -144,23 +144,28 @@ class BlockDCT(Basis):
         matrix = torch.cos(torch.pi * k[:, None] * (2 * k[None, :] + 1) / (2 * size)) * (2 / size) ** 0.5
         matrix[0] /= 2**0.5
         self._matrix = matrix
+        self._copies: dict[tuple, Tensor] = {}
 
-    def _transform(self, x: Tensor, matrix: Tensor) -> Tensor:
+    def _transform(self, x: Tensor, kind: str) -> Tensor:
         b, c, h, w = x.shape
         self.check_size(h, w)
         f = self.size
-        m = matrix.to(x)
+        key = (kind, x.dtype, x.device)
+        if key not in self._copies:
+            matrix = {"forward": self._matrix, "inverse": self._matrix.T, "variance": self._matrix.T.square()}[kind]
+            self._copies[key] = matrix.to(x)
+        m = self._copies[key]
         blocks = x.reshape(b, c, h // f, f, w // f, f)
         return torch.einsum("ui,bcyixj,vj->bcyuxv", m, blocks, m).reshape(b, c, h, w)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._transform(x, self._matrix)
+        return self._transform(x, "forward")
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self._transform(z, self._matrix.T)
+        return self._transform(z, "inverse")
 
     def pixel_variance(self, values: Tensor) -> Tensor:
-        return self._transform(values, self._matrix.T.square())
+        return self._transform(values, "variance")
 
     def frequencies(self, height: int, width: int) -> Tensor:
         f = torch.arange(self.size) / (2 * self.size)
@@ -173,21 +178,39 @@ class BlockDCT(Basis):
 
 
 class Mixed(Basis):
-    """A basis per image: image b of the batch is described in ``bases[index[b]]``. ``index`` is (B,) int64 on the CPU."""
+    """A basis per image: image b of the batch is described in ``bases[index[b]]``. ``index`` is (B,) int64 on the CPU.
+
+    ``parts`` lists the bases that occur and how many images each describes.
+    """
 
     def __init__(self, bases: Sequence[Basis], index: Tensor) -> None:
         self.bases = tuple(bases)
         self.index = index.cpu()
         self.name = "mixed:" + ",".join(self.bases[i].name for i in self.index.tolist())
-        present = sorted(set(self.index.tolist()))
-        self.groups = [(self.bases[i], torch.nonzero(self.index == i).flatten()) for i in present]
+        order, counts = torch.argsort(self.index, stable=True), torch.bincount(self.index, minlength=len(self.bases)).tolist()
+        self.parts = [(basis, n) for basis, n in zip(self.bases, counts, strict=True) if n]
+        self._orders = {} if torch.equal(order, torch.arange(len(order))) else {torch.device("cpu"): (order, torch.argsort(order))}
 
-    def _each(self, x: Tensor, method: str) -> Tensor:
+    def _order(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._orders:
+            sort, back = self._orders[torch.device("cpu")]
+            self._orders[device] = sort.to(device), back.to(device)
+        return self._orders[device]
+
+    def split(self, x: Tensor) -> list[tuple[Basis, Tensor]]:
+        """The rows of x (B, …) that each basis describes. No copy where the batch is sorted by basis."""
         if len(x) != len(self.index):
             raise ValueError(f"mixed basis: wanted a batch of {len(self.index)}, one image an entry of the index, got {len(x)}")
-        parts = [getattr(basis, method)(x[rows.to(x.device)]) for basis, rows in self.groups]
-        order = torch.cat([rows for _, rows in self.groups]).to(x.device)
-        return torch.cat(parts)[torch.argsort(order)]
+        rows = x[self._order(x.device)[0]] if self._orders else x
+        return [(basis, part) for (basis, _), part in zip(self.parts, rows.split([n for _, n in self.parts]), strict=True)]
+
+    def merge(self, parts: Sequence[Tensor]) -> Tensor:
+        """What :meth:`split` took apart, in the order of the batch."""
+        rows = torch.cat(list(parts))
+        return rows[self._order(rows.device)[1]] if self._orders else rows
+
+    def _each(self, x: Tensor, method: str) -> Tensor:
+        return self.merge([getattr(basis, method)(part) for basis, part in self.split(x)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self._each(x, "forward")
@@ -202,7 +225,7 @@ class Mixed(Basis):
         return self._each(v, "symmetrise")
 
     def check_size(self, height: int, width: int) -> None:
-        for basis, _ in self.groups:
+        for basis, _ in self.parts:
             basis.check_size(height, width)
 
     def rows(self, index: Tensor) -> Basis:

@@ -3,14 +3,17 @@
 With ρ = B(y − μ), c the data variance in the basis, t = c + λ and a = c/t,
 
     U = Σ_k ½[ρ_k²/t_k + log 2πt_k]                             exact for Gaussian data; t_k = c_k^{1−h} c̄^h + λ_k
-      + Σ_p (1 + g_p) δ_p                                       single pixels are not Gaussian
+      + Σ_p [(1 + g_p) s_p (δ_p + K(τ_p)) − K(τ̄_p)]             single pixels are not Gaussian
+      + Σ_k a_k ψ_k(Σ)                                          what that does to the mean
       + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p          the rest
 
-h(Σ) ∈ (0, 1) goes to 1 as pixels become known, see :meth:`EnergyNetwork._tempered`. F, e and g are outputs of one U-Net.
-δ_p compares a scalar mixture with a Gaussian prior for pixel p, both seen through a scalar observation of that pixel (see
-:class:`PixelObservations`): δ = s (δ° + K(τ)) − K(τ̄) with δ° = −log p_mix(m; τ) + log p_Gauss(m; τ), −K(τ) its mean, s the share of
-independent pixels and τ̄ the noise of equal information. In the pixel basis m = y, τ = τ̄ = λ, s = 1, and U with g = F = e = 0 is the exact
-energy of independent mixture pixels. α_p = 1/(1 + τ/Var x). δ, α and √a vanish as λ → ∞, so U is normalised there by construction.
+h(Σ) ∈ (0, 1) goes to 1 as pixels become known, see :meth:`EnergyNetwork._tempered`. F, e and g are outputs of one U-Net, ψ of a small
+network that sees Σ alone (:class:`~anem.nn.embedding.CovarianceConstant`).
+δ_p = −log p_mix(m; τ) + log p_Gauss(m; τ) compares a scalar mixture with a Gaussian prior for pixel p, both seen through a scalar
+observation of that pixel (see :class:`PixelObservations`); −K(τ) is its mean, s the share of independent pixels and τ̄ the noise that
+stands for all of Σ. The gate g scales the fluctuation alone: scaling the mean with it would make it a lever for the constant, which is ψ's.
+In the pixel basis m = y, τ = τ̄ = λ, s = 1, and U with g = ψ = F = e = 0 is the exact energy of independent mixture pixels.
+α_p = 1/(1 + τ/Var x). δ + K, K, α and √a vanish as λ → ∞, so U is normalised there by construction.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ from torch.nn.functional import pad
 
 from anem.covariance import Basis, Covariance
 from anem.energy import EnergyModel, Evaluation
-from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
+from anem.nn.embedding import SPECTRAL_FEATURES, CovarianceConstant, coordinate_features, spectral_features
 from anem.nn.unet import UNet
 from anem.statistics import DataStatistics
 
 __all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
 
-_FORMAT = "anem-energy-1"
+_FORMAT = "anem-energy-2"
+_POWER = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class NetworkConfig:
 
     Arguments:
         channels, blocks, attention, stem, embedding, norm, dropout: see :class:`anem.nn.unet.UNet`.
+        constant: hidden channels of the network ψ of Σ alone, 0 for none (anchored form only).
         form: "anchored", the energy of this module; "inner", the paper's ½⟨y, s(y, Σ)⟩ plus one constant fitted after training.
         marginal: use the pixel marginals δ (anchored form only).
     """
@@ -56,6 +61,7 @@ class NetworkConfig:
     embedding: int = 32
     norm: int = 0
     dropout: float = 0.0
+    constant: int = 48
     form: str = "anchored"
     marginal: bool = True
 
@@ -98,7 +104,7 @@ class PixelObservations:
     Arguments:
         shift: m − μ. noise: τ.
         share: independent pixel observations per pixel; the mean-field sum over pixels counts fluctuations this much.
-        likely: noise variance at which each pixel would carry the information ½ log(1 + c̄/λ) that Σ has on it; sets the mean of δ.
+        likely: noise variance τ̄ that stands for all of Σ in the mean of δ.
         spread: variance of x about μ.
     """
 
@@ -144,6 +150,7 @@ class EnergyNetwork(EnergyModel):
             config.norm,
             config.dropout,
         )
+        self.constant = CovarianceConstant(colours, config.constant, self.unet.scope) if anchored and config.constant else None
         self.temper = nn.Linear(SPECTRAL_FEATURES, 1)
         nn.init.zeros_(self.temper.weight)
         nn.init.constant_(self.temper.bias, -2 * math.log(4))
@@ -167,7 +174,8 @@ class EnergyNetwork(EnergyModel):
         variances = logvar.exp()
         t = c + variances
         a = c / t
-        summary = spectral_features((logvar - c.log()).to(self._dtype), basis, self._windows)
+        log_ratio = (logvar - c.log()).to(self._dtype)
+        summary = spectral_features(log_ratio, basis, self._windows)
         if self.config.form == "inner":
             white = rho * t.rsqrt()
             ratio = basis.pixel_variance(variances).log() - basis.pixel_variance(c.expand_as(t)).log()
@@ -179,17 +187,22 @@ class EnergyNetwork(EnergyModel):
         flat, tempering = self._tempered(rho, variances, c, ratio, summary)
         white = rho * flat.rsqrt()
         features = [basis.inverse(white), basis.inverse(rho * a) * scale]
-        delta = None
+        energy = tempering
+        if self.constant is not None:
+            where = coordinate_features(basis, *rho.shape[-2:], log_ratio, self._windows)
+            energy = energy + (a * self.constant(log_ratio, where, summary).to(rho)).flatten(1).sum(1)
+        fluctuation: Tensor | None = None
         if self.config.marginal:
-            delta, posterior = self._marginals(pixels, rho)
-            features += [posterior * scale, delta / 4]
+            fluctuation, mean, posterior = self._marginals(pixels, rho)
+            features += [posterior * scale, (fluctuation + mean) / 4]
+            energy = energy + mean.flatten(1).sum(1)
         outputs = self._network(features, ratio.log(), summary, (rho.shape[1], 1, 1))
         field, density, gate = (o.to(rho) for o in outputs)
         local = density[:, 0] / (1 + ratio).mean(1)
-        if delta is not None:
-            local = local + (1 + gate[:, 0]) * delta.sum(1)
+        if fluctuation is not None:
+            local = local + (1 + gate[:, 0]) * fluctuation.sum(1)
         inner = white * (1 + c / variances).pow(0.25) * a.sqrt() * basis.forward(field)
-        return tempering + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
+        return energy + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
 
     def _pixel_observations(self, rho: Tensor, variances: Tensor, c: Tensor, basis: Basis) -> PixelObservations:
         """See :class:`PixelObservations`. In the pixel basis, and for white noise of small variance, it is (y − μ, λ, 1, λ).
@@ -206,18 +219,22 @@ class EnergyNetwork(EnergyModel):
         noise = torch.exp(borrowed.log() + q * (own.log() - borrowed.log()))
         share = torch.exp(-together + q * (together - apart))
         shift = basis.inverse(rho * c / (c + variances)) * (1 - q) * (v + w) / w + basis.inverse(rho) * q
-        mean_c = c.mean((2, 3), keepdim=True)
-        likely = mean_c / torch.expm1(basis.pixel_variance(torch.log1p(mean_c / variances)))
+        # How well a pixel is known when most coordinates are: a power mean of the error spectrum, which neither a few lost frequencies nor
+        # a few perfect ones dominate. 1/τ̄ = 1/M(each) − 1/M(c) is λ in pixels, and infinite where nothing is observed.
+        power = c.pow(_POWER)
+        unknown = basis.pixel_variance(power.expand_as(each))
+        gained = basis.pixel_variance(power * -torch.expm1(-_POWER * torch.log1p(c / variances)))
+        likely = unknown.pow(1 / _POWER) / torch.expm1(-torch.log1p(-gained / unknown) / _POWER)
         return PixelObservations(shift, noise, share, likely, v + w)
 
-    def _marginals(self, pixels: PixelObservations, like: Tensor) -> tuple[Tensor, Tensor]:
-        """δ, and the posterior mean of each pixel minus μ, (B, C, H, W)."""
+    def _marginals(self, pixels: PixelObservations, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s (δ + K(τ)), −K(τ̄), and the posterior mean of each pixel minus μ, (B, C, H, W) each."""
         marginal, centre = self.statistics.marginal, self.statistics.mean_image(like)
         log_p, posterior = marginal(centre + pixels.shift, pixels.noise)
         wide = pixels.spread + pixels.noise
         delta = -0.5 * (torch.log(2 * math.pi * wide) + pixels.shift.square() / wide) - log_p
         centred = delta + marginal.divergence(pixels.noise)
-        return pixels.share * centred - marginal.divergence(pixels.likely), posterior - centre
+        return pixels.share * centred, -marginal.divergence(pixels.likely), posterior - centre
 
     def _tempered(self, rho: Tensor, variances: Tensor, c: Tensor, ratio: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
         """t_h = c^{1−h} c̄^h + λ, and the Gaussian base energy with t_h in place of t minus the one with t, (B,).

@@ -89,8 +89,7 @@ class DataStatistics(nn.Module):
         """Data variance c in a basis: (1, C, H, W), or (B, C, H, W) for a :class:`Mixed` basis."""
         basis = as_basis(basis)
         if isinstance(basis, Mixed):
-            rows = torch.cat([self.variance_in(b, height, width, like) for b in basis.bases])
-            return rows[basis.index.to(rows.device)]
+            return basis.merge([self.variance_in(b, height, width, like).expand(n, -1, -1, -1) for b, n in basis.parts])
         key = (basis.name, height, width, like.dtype, str(like.device))
         if key not in self._cache:
             self._cache[key] = self._variance_in(basis, height, width).to(like)[None]

@@ -146,6 +146,7 @@ class TrainConfig:
         statistics_images: images used to fit mean and variances.
         max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
         threads: CPU threads of torch; 0 leaves torch's choice.
+        capture: on one CUDA device, run the step as a CUDA graph. Wants ``noise.stratified``, which keeps its shapes the same.
         device: ``auto`` takes an accelerator if there is one.
     """
 
@@ -160,6 +161,7 @@ class TrainConfig:
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0
+    capture: bool = False
     device: Literal["auto", "cpu"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -175,6 +177,8 @@ class TrainConfig:
         for name in ("images", "batch_size", "accumulation", "statistics_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
+        if self.capture and not self.noise.stratified:
+            raise ValueError("capture: wanted noise.stratified = true, so that every step has the same shapes")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: wanted a divisor of batch_size {self.batch_size}, got {self.accumulation}")
 

@@ -7,11 +7,13 @@ uninterrupted one, bit for bit on one machine, and the state is only what :class
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from anem.corruptions import NoiseBatch
+from anem.covariance import Covariance
 from anem.random import normal
 from anem.train.callbacks import Callback, StepRecord, default_callbacks
 from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState
@@ -44,6 +48,51 @@ class _Loss(nn.Module):
     def forward(self, x: Tensor, cov: Any, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         terms = self.loss(self.model, x, cov, noise, self.weight)
         return terms.total, terms.a_dsm.detach(), terms.a_csm.detach()
+
+
+class _Captured:
+    """Loss and gradients of one step as a CUDA graph: hundreds of small kernels then cost one launch.
+
+    A graph works on fixed memory and shapes, so it serves the one mixture of bases it was captured with; others run as usual.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.name = module, ""
+
+    def __call__(self, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The losses; gradients are left in the parameters."""
+        if not self.name:
+            self._capture(x, cov, noise)
+        if cov.basis.name != self.name or x.shape != self.inputs[0].shape:
+            for p in self.module.parameters():
+                p.grad = None
+            losses = self.module(x, cov, noise)
+            losses[0].backward()
+            return losses
+        for p, grad in self.gradients:
+            p.grad = grad
+        for static, new in zip(self.inputs, (x, cov.values, noise), strict=True):
+            static.copy_(new)
+        self.graph.replay()
+        return self.losses
+
+    def _capture(self, x: Tensor, cov: Covariance, noise: Tensor) -> None:
+        self.name = cov.basis.name
+        self.inputs = [x.clone(), cov.values.clone(), noise.clone()]
+        static = Covariance(self.inputs[1], cov.basis, check=False)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.module(self.inputs[0], static, self.inputs[2])[0].backward()
+        torch.cuda.current_stream().wait_stream(stream)
+        for p in self.module.parameters():
+            p.grad = None
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.losses = self.module(self.inputs[0], static, self.inputs[2])
+            self.losses[0].backward()
+        self.gradients = [(p, p.grad) for p in self.module.parameters()]
 
 
 @contextlib.contextmanager
@@ -96,13 +145,24 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed_from(config.seed, "weights"))
         model = parts.model(fit_statistics(config, parts.data, snapshot)).to(accelerator.device)
-    optimiser = torch.optim.Adam(model.parameters(), betas=config.optimiser.betas, eps=config.optimiser.epsilon)
+    fused = accelerator.device.type == "cuda"
+    optimiser = torch.optim.Adam(model.parameters(), betas=config.optimiser.betas, eps=config.optimiser.epsilon, fused=fused)
     state = TrainState(model, EMA(model, config.ema), optimiser)
     if snapshot is not None:
         state.load(snapshot)
     module = accelerator.prepare_model(_Loss(model.train(), parts.loss, config.weight))
     held_out = draw_held_out(config, parts)
     watchers = (default_callbacks(config) if callbacks is None else callbacks) if accelerator.is_main_process else ()
+
+    statistics = copy.deepcopy(model.statistics).cpu()
+    captured = _Captured(module) if config.capture and pieces == 1 and accelerator.device.type == "cuda" else None
+
+    def draw(step: int, piece: int) -> tuple[Tensor, NoiseBatch, Tensor]:
+        """Images, covariances and white noise of one piece of one step, a function of the arguments alone."""
+        indices = parts.data.indices_for_step(step, config.batch_size, config.seed)
+        generator = torch.Generator().manual_seed(seed_from(config.seed, step, piece))
+        x = parts.data.batch(indices[piece * size : (piece + 1) * size], generator)
+        return x, parts.draw(tuple(x.shape), statistics, generator), normal(x.shape, generator, x)
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
@@ -117,26 +177,29 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
                 watcher.on_evaluate(state, report)
 
     started, first, sums, since = time.monotonic(), state.images, torch.zeros(4), state.step
-    with torch.random.fork_rng(devices), _stop_requested() as stop, contextlib.ExitStack() as at_end:
+    ahead: Future | None = None
+    with torch.random.fork_rng(devices), _stop_requested() as stop, ThreadPoolExecutor(1) as background, contextlib.ExitStack() as at_end:
         for watcher in watchers:
             watcher.on_start(state, config)
             at_end.callback(watcher.on_end, state)
         while state.images < config.images:
             # One optimiser step: the pieces of the batch that belong to this process, then Adam and the average.
-            optimiser.zero_grad(set_to_none=True)
-            indices = parts.data.indices_for_step(state.step, config.batch_size, config.seed)
+            if not captured:
+                optimiser.zero_grad(set_to_none=True)
             losses, suspects = torch.zeros(3), []
             for k in range(config.accumulation):
                 piece = accelerator.process_index * config.accumulation + k
-                generator = torch.Generator().manual_seed(seed_from(config.seed, state.step, piece))
+                x, noise, eps = ahead.result() if ahead else draw(state.step, piece)
+                if captured:
+                    ahead = background.submit(draw, state.step + 1, piece)
                 torch.manual_seed(seed_from(config.seed, state.step, piece, "dropout"))
-                x = parts.data.batch(indices[piece * size : (piece + 1) * size], generator)
-                noise = parts.draw(tuple(x.shape), model.statistics, generator)
-                eps = normal(x.shape, generator, x)
-                last = k == config.accumulation - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                    total, a_dsm, a_csm = module(x.to(accelerator.device), noise.cov.to(accelerator.device), eps.to(accelerator.device))
-                    accelerator.backward(total / config.accumulation)
+                inputs = x.to(accelerator.device), noise.cov.to(accelerator.device), eps.to(accelerator.device)
+                if captured:
+                    total, a_dsm, a_csm = captured(*inputs)
+                else:
+                    with contextlib.nullcontext() if k == config.accumulation - 1 else accelerator.no_sync(module):
+                        total, a_dsm, a_csm = module(*inputs)
+                        accelerator.backward(total / config.accumulation)
                 losses += torch.stack([total.detach(), a_dsm.mean(), a_csm.mean()]).cpu() / config.accumulation
                 suspects.append((noise, (a_dsm + a_csm).cpu()))
             limit = config.optimiser.clip_norm or math.inf
