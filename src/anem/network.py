@@ -41,6 +41,7 @@ __all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
 
 _FORMAT = "anem-energy-2"
 _POWER = 1 / 3
+_PIXEL_SUMMARY = torch.tensor([0.0] * (SPECTRAL_FEATURES - 3) + [1.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -184,13 +185,15 @@ class EnergyNetwork(EnergyModel):
         pixels = self._pixel_observations(rho, variances, c, basis)
         ratio = pixels.noise / pixels.spread
         scale = pixels.spread.rsqrt()
+        apart = self._apart(logvar, ratio)
+        summary = torch.lerp(_PIXEL_SUMMARY.to(summary).expand_as(summary), summary, apart.to(summary))
         flat, tempering = self._tempered(rho, variances, c, ratio, summary)
         white = rho * flat.rsqrt()
         features = [basis.inverse(white), basis.inverse(rho * a) * scale]
         energy = tempering
         if self.constant is not None:
             where = coordinate_features(basis, *rho.shape[-2:], log_ratio, self._windows)
-            energy = energy + (a * self.constant(log_ratio, where, summary).to(rho)).flatten(1).sum(1)
+            energy = energy + apart[:, 0] * (a * self.constant(log_ratio, where, summary).to(rho)).flatten(1).sum(1)
         fluctuation: Tensor | None = None
         if self.config.marginal:
             fluctuation, mean, posterior = self._marginals(pixels, rho)
@@ -235,6 +238,16 @@ class EnergyNetwork(EnergyModel):
         delta = -0.5 * (torch.log(2 * math.pi * wide) + pixels.shift.square() / wide) - log_p
         centred = delta + marginal.divergence(pixels.noise)
         return pixels.share * centred, -marginal.divergence(pixels.likely), posterior - centre
+
+    def _apart(self, logvar: Tensor, ratio: Tensor) -> Tensor:
+        """How much it matters in which basis Σ is diagonal, (B, 1) in [0, 1].
+
+        White noise is the same in every basis. Its energy differs only by the base, which knows the spectrum outside pixels, and that is
+        forgotten as noise gets small. There the network is told nothing but the noise level of the pixels, as if the basis were pixel.
+        """
+        uneven = logvar.flatten(2).var(2, correction=0).mean(1, keepdim=True)
+        known = -ratio.log().flatten(1).mean(1, keepdim=True)
+        return 1 - torch.sigmoid(2 * known - 2 * math.log(4)) / (1 + 4 * uneven)
 
     def _tempered(self, rho: Tensor, variances: Tensor, c: Tensor, ratio: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
         """t_h = c^{1−h} c̄^h + λ, and the Gaussian base energy with t_h in place of t minus the one with t, (B,).
