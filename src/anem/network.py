@@ -31,7 +31,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from anem.covariance import Basis, Covariance
+from anem.covariance import Basis, Covariance, Pixel
 from anem.energy import EnergyModel, Evaluation
 from anem.nn.embedding import SPECTRAL_FEATURES, CovarianceConstant, coordinate_features, spectral_features
 from anem.nn.unet import UNet
@@ -41,7 +41,6 @@ __all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
 
 _FORMAT = "anem-energy-2"
 _POWER = 1 / 3
-_PIXEL_SUMMARY = torch.tensor([0.0] * (SPECTRAL_FEATURES - 3) + [1.0, 0.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,8 @@ class EnergyNetwork(EnergyModel):
         ratio = pixels.noise / pixels.spread
         scale = pixels.spread.rsqrt()
         apart = self._apart(logvar, ratio)
-        summary = torch.lerp(_PIXEL_SUMMARY.to(summary).expand_as(summary), summary, apart.to(summary))
+        as_pixel = spectral_features(log_ratio, Pixel(), self._windows)
+        summary = torch.lerp(as_pixel, summary, apart.to(summary))
         flat, tempering = self._tempered(rho, variances, c, ratio, summary)
         white = rho * flat.rsqrt()
         features = [basis.inverse(white), basis.inverse(rho * a) * scale]
