@@ -150,6 +150,8 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
     state = TrainState(model, EMA(model, config.ema), optimiser)
     if snapshot is not None:
         state.load(snapshot)
+        for moments in optimiser.state.values():  # the fused optimiser wants its step counts beside the parameters
+            moments["step"] = moments["step"].to(accelerator.device if fused else "cpu")
     module = accelerator.prepare_model(_Loss(model.train(), parts.loss, config.weight))
     held_out = draw_held_out(config, parts)
     watchers = (default_callbacks(config) if callbacks is None else callbacks) if accelerator.is_main_process else ()
