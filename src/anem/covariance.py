@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anem.random import Generators, normal
 
-__all__ = ["Basis", "BlockDCT", "Covariance", "Fourier", "Mixed", "Pixel", "as_basis"]
+__all__ = ["Basis", "BlockDCT", "Covariance", "Fourier", "Mixed", "Pixel", "as_basis", "coherence"]
 
 
 class Basis(ABC):
@@ -233,6 +233,11 @@ class Mixed(Basis):
         rest = self.index[picked]
         present = set(rest.tolist())
         return self.bases[present.pop()] if len(present) == 1 else Mixed(self.bases, rest)
+
+
+def coherence(basis: Basis, values: Tensor) -> Tensor:
+    """‖V‖²_F/‖diag V‖² of V = Bᵀ diag(values) B, (B, C, 1, 1): 1 where errors are independent between pixels, up to H·W."""
+    return values.square().sum((2, 3), keepdim=True) / basis.pixel_variance(values).square().sum((2, 3), keepdim=True)
 
 
 def as_basis(basis: Basis | str) -> Basis:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from anem.covariance import Covariance
+from anem.covariance import Covariance, coherence
 from anem.network import EnergyNetwork
 
 __all__ = ["LossTerms", "dual_score_loss"]
@@ -49,11 +49,12 @@ def dual_score_loss(
     c = model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
     a = c / (c + cov.values)
     b = (a + 1e-3).pow(-balance)
-    total = (b * (denoising + weight * matching)).mean()
+    independent = 1 / coherence(cov.basis, a * cov.values)[:, 0, 0, 0]
+    matched = (b * matching).flatten(1).mean(1)
     if collective:
         residual = b.sqrt() * (gradients.grad_logvar - target)
         for u in (a, 1 - a):
-            along = (u * residual).flatten(1).sum(1).square() / u.square().flatten(1).sum(1)
-            total = total + weight * collective * along.mean()
+            matched = matched + collective * (u * residual).flatten(1).sum(1).square() / u.square().flatten(1).sum(1)
+    total = (b * denoising).mean() + weight * (independent * matched).mean()
     a_dsm, a_csm = denoising.detach().flatten(1).mean(1), matching.detach().flatten(1).mean(1)
     return LossTerms(total, a_dsm, a_csm, gradients.energy.detach())

@@ -31,7 +31,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from anem.covariance import Basis, Covariance, Pixel
+from anem.covariance import Basis, Covariance, Pixel, coherence
 from anem.energy import EnergyModel, Evaluation
 from anem.nn.embedding import SPECTRAL_FEATURES, CovarianceConstant, coordinate_features, spectral_features
 from anem.nn.unet import UNet
@@ -113,11 +113,6 @@ class PixelObservations:
     share: Tensor
     likely: Tensor
     spread: Tensor
-
-
-def _coherence(spectrum: Tensor, diagonal: Tensor) -> Tensor:
-    """‖V‖²_F/‖diag V‖² of V = Bᵀ diag(spectrum) B, (B, C, 1, 1): 1 where errors are independent between pixels, up to H·W."""
-    return spectrum.square().sum((2, 3), keepdim=True) / diagonal.square().sum((2, 3), keepdim=True)
 
 
 class EnergyNetwork(EnergyModel):
@@ -217,7 +212,7 @@ class EnergyNetwork(EnergyModel):
         each = c * variances / (c + variances)
         v, w = basis.pixel_variance(each), basis.pixel_variance(c * c / (c + variances))
         own, borrowed = basis.pixel_variance(variances), v * (v + w) / w
-        apart, together = _coherence(variances, own).log(), _coherence(each, v).log()
+        apart, together = coherence(basis, variances).log(), coherence(basis, each).log()
         q = torch.sigmoid(2 * (borrowed.log() + together - own.log() - apart))
         noise = torch.exp(borrowed.log() + q * (own.log() - borrowed.log()))
         share = torch.exp(-together + q * (together - apart))
