@@ -314,6 +314,24 @@ def test_kernels():
     assert float(rising[0, -1] + rising[1, -2]) > 0.1 and float(rising[0, 0]) == 0.0  # rows count downwards: right is up
 
 
+def test_a_motion_kernel_is_the_exact_average_whatever_its_batch():
+    """Against a fine sum over time; alone and beside longer motions bit for bit; both derivatives exact."""
+    lengths, angles = (torch.tensor(v, dtype=torch.float64) for v in ([2.0, 5.0, 9.7], [10.0, 100.0, 37.0]))
+    batch = MotionBlur(lengths, angles).kernel()
+    time = (torch.arange(40_000, dtype=torch.float64) + 0.5) / 20_000 - 1
+    for i, (length, angle) in enumerate(zip(lengths.tolist(), angles.tolist(), strict=True)):
+        alone = MotionBlur(length, angle).kernel()
+        grow = [(a - b) // 2 for a, b in zip(batch.shape[-2:], alone.shape[-2:], strict=True)]
+        assert torch.equal(torch.nn.functional.pad(alone[0, 0], (grow[1], grow[1], grow[0], grow[0])), batch[i, 0])
+        ends = (-0.5 * length * math.sin(math.radians(angle)), 0.5 * length * math.cos(math.radians(angle)))
+        places = [torch.arange(-(n // 2), n // 2 + 1)[:, None] for n in alone.shape[-2:]]
+        rows, columns = ((1 - (at - end * time).abs()).clamp_min(0) for at, end in zip(places, ends, strict=True))
+        torch.testing.assert_close(alone[0, 0], rows @ columns.T / len(time), rtol=0, atol=1e-8)
+    leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (4.37, 33.0)]
+    weights = rand(5, 5)
+    assert torch.autograd.gradgradcheck(lambda length, angle: (weights * MotionBlur(length, angle).kernel()).sum(), leaves)
+
+
 def test_gaussian_kernel_is_the_sampled_gaussian():
     i = torch.arange(8, dtype=torch.float64) - 3.5
     k = torch.exp(-(i[:, None].square() + i[None, :].square()) / (2 * 0.8**2))

@@ -125,6 +125,9 @@ class GaussianBlur(Blur):
 class MotionBlur(Blur):
     """Time average of the image while it moves uniformly along a segment, each shift bilinear.
 
+    The average is exact: between the times at which the image passes whole pixels it is a quadratic of time, for which two points of
+    Gauss and Legendre suffice. So a kernel is a smooth function of length and angle, and the same whatever batch it is in.
+
     Arguments:
         length: distance moved during the exposure, in pixels, ≥ 0 (0 is no blur), a number or (P,); differentiable.
         angle: direction in degrees, counter-clockwise from the horizontal, a number or (P,); differentiable.
@@ -142,13 +145,23 @@ class MotionBlur(Blur):
         angle = _parameter("angle", self.angle)[:, None].deg2rad()
         length = _parameter("length", self.length)[:, None].to(angle.device)
         ends = (-0.5 * length * angle.sin(), 0.5 * length * angle.cos())  # rows count downwards, angles turn upwards
-        # The support of a shift below 1e-6 pixel, the rounding of sin 180°, is none.
-        reach = [int((end.detach().abs().max() - 1e-6).ceil()) for end in ends]
-        steps = 16 * (max(reach) + 1)
-        time = (2 * torch.arange(steps).to(length) + 1) / steps - 1  # midpoints of equal pieces of the exposure, in (−1, 1)
-        rows, columns = (
-            (1 - (torch.arange(-n, n + 1).to(length)[:, None] - (end * time)[:, None, :]).abs()).clamp_min(0)
-            for n, end in zip(reach, ends, strict=True)
+        # Pixels that a shift reaches at all; one below 1e-6 pixel, the rounding of sin 180°, reaches none.
+        reach = [(end.detach().abs() - 1e-6).ceil() for end in ends]
+        offsets = [torch.arange(-int(r.max()), int(r.max()) + 1).to(length) for r in reach]
+        knots = (
+            torch.cat([_crossings(end, at) for end, at in zip(ends, offsets, strict=True)] + [-torch.ones_like(length)], 1).sort(1).values
         )
-        kernel = torch.einsum("pit,pjt->pij", rows, columns)[:, None]
+        pieces = knots.diff(dim=1, append=torch.ones_like(length)) / 2
+        time = torch.cat([knots + pieces * (1 + sign / 3**0.5) for sign in (-1, 1)], 1)
+        rows, columns = (
+            torch.where(at.abs() <= r, (1 - (at - end * time[..., None]).abs()).clamp_min(0), 0.0)
+            for at, end, r in zip(offsets, (e[..., None] for e in ends), (r[..., None] for r in reach), strict=True)
+        )
+        kernel = torch.einsum("pt,pti,ptj->pij", pieces.repeat(1, 2) / 2, rows, columns)[:, None]
         return kernel / kernel.sum((-2, -1), keepdim=True)
+
+
+def _crossings(end: Tensor, at: Tensor) -> Tensor:
+    """Times in [−1, 1] at which a shift of ``end`` · time, (P, 1), is a whole number ``at`` of pixels, (n,): (P, n), or 1 if never."""
+    inside = at.abs() < end.detach().abs()
+    return torch.where(inside, at / torch.where(inside, end, 1.0), 1.0)
