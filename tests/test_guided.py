@@ -104,6 +104,15 @@ def test_the_variance_rule_is_its_formula(basis):
     torch.testing.assert_close((cov.values / schedule.next(now, end, left).values).log(), wanted, rtol=1e-7, atol=1e-9)
 
 
+def test_by_default_epsilon_is_three_over_the_steps():
+    prior = make_skewed(*SHAPE)
+    y, cov = case(prior, "pixel")
+    now, by_default, given = prior(y, cov), VarianceGuided(60), VarianceGuided(60, epsilon=0.05)
+    end = given.end(cov)
+    assert torch.equal(by_default.next(now, end, 50).values, given.next(now, end, 50).values)
+    assert not torch.equal(by_default.next(now, end, 50).values, VarianceGuided(60, epsilon=0.06).next(now, end, 50).values)
+
+
 def test_the_variance_rule_keeps_the_missing_variance_below_epsilon():
     prior = make_skewed(*SHAPE)
     y, cov = case(prior, "pixel")

@@ -16,8 +16,8 @@ from anem.bench.samplers import (
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation
 from anem.gaussian import Gaussian, GaussianMixture, basis_matrix, make_skewed
-from anem.operators import Observation
-from anem.sample import KERNELS, MALA, ULA, Geometric, Noise, Target, as_kernel, run_chain
+from anem.operators import Identity, Observation
+from anem.sample import KERNELS, MALA, ULA, Diverged, Geometric, Noise, Target, as_kernel, run_chain, sample_posterior
 
 BASES = ["pixel", "fourier", "dct2"]
 STOCHASTIC = [name for name in KERNELS if as_kernel(name).stochastic]
@@ -350,8 +350,45 @@ def test_values_that_are_not_finite_stop_the_chain():
 
     prior = Broken(torch.zeros(SHAPE), random_covariance("pixel", SHAPE, 0.1, 3.0, generator(1)))
     y, cov = observed(prior, "pixel")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(Diverged, match=r"step 1 of 3.* image 0 \(sample 0\): values that are not finite"):
         run_chain(prior, fully_observed(y, cov, 1), Geometric(3), as_kernel("ancestral"))
+
+
+class Explosive(Gaussian):
+    """Below λ = 0.1 its gradient points away from the mean, a hundredfold, where the first pixel is above 0."""
+
+    def forward(self, y: torch.Tensor, cov: Covariance) -> Evaluation:
+        exact = super().forward(y, cov)
+        wrong = (cov.values.amax((1, 2, 3)) < 0.1) & (y[:, 0, 0, 0] > 0)
+        factor = torch.where(wrong, -100.0, 1.0).reshape(-1, 1, 1, 1)
+        return Evaluation(y, cov, exact.energy, factor * exact.grad_y, exact.grad_logvar)
+
+
+@pytest.mark.parametrize("corrector", [None, ULA()], ids=["alone", "ULA"])
+def test_a_diverging_chain_stops_at_once_and_says_which(corrector):
+    prior = Explosive(torch.zeros(SHAPE), Covariance(torch.ones(1, *SHAPE, dtype=torch.float64)))
+    m = torch.full((3, *SHAPE), -1.0, dtype=torch.float64)
+    m[1] = 1.0
+    with pytest.raises(Diverged) as caught:
+        sample_posterior(prior, m, Identity(), 0.4, samples=2, steps=400, corrector=corrector)
+    error = caught.value
+    assert error.chains and set(error.chains) <= {1, 4} and error.images == 3 and error.step < 250 and error.distance > 50
+    assert float(error.cov.values.max()) < 0.1
+    assert f"step {error.step} of 400" in str(error) and f"image 1 (sample {error.chains[0] // 3})" in str(error)
+    whole = sample_posterior(prior, m[[0, 2]], Identity(), 0.4, steps=400, corrector=corrector, seed=[0, 2])
+    assert float(whole.samples.abs().max()) < 3
+
+
+def test_strange_measurements_are_no_divergence():
+    """y a thousand standard deviations away, or ordinary but with all of it in a frequency that the data have a thousandth of."""
+    prior = Gaussian(torch.zeros(SHAPE), Covariance(torch.ones(1, *SHAPE, dtype=torch.float64)))
+    far = torch.full((1, *SHAPE), 1000.0, dtype=torch.float64)
+    assert float(sample_posterior(prior, far, Identity(), 0.01, steps=5).samples.min()) > 900
+    values = torch.full((1, *SHAPE), 1e-6, dtype=torch.float64)
+    values[..., 0, 0] = 1.0
+    smooth = Gaussian(torch.zeros(SHAPE), Covariance(values, "fourier"))
+    rough = 1 - 2 * (torch.arange(8).reshape(1, *SHAPE) % 2).double()
+    assert float(sample_posterior(smooth, rough, Identity(), 1e-3, steps=5).samples.abs().min()) > 0.5
 
 
 def test_unit_noise_spans_all_random_numbers():

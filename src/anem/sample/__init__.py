@@ -1,6 +1,6 @@
 """Posterior sampling: kernels that step down in noise, correctors that stay, schedules that say where to, and one loop over all three."""
 
-from anem.sample.chain import FINAL, Callback, Chain, ChainState, run_chain
+from anem.sample.chain import FINAL, Callback, Chain, ChainState, Diverged, run_chain
 from anem.sample.convergence import effective_sample_size, split_rhat
 from anem.sample.correctors import MALA, ULA, Corrector, Info, State, Target
 from anem.sample.guided import SCHEDULES, EnergyGuided, VarianceGuided, as_schedule, freeze
@@ -23,6 +23,7 @@ __all__ = [
     "Chain",
     "ChainState",
     "Corrector",
+    "Diverged",
     "DualAveraging",
     "EnergyGuided",
     "EnergyRestorer",

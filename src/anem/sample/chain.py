@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +16,13 @@ from anem.sample.correctors import Corrector, Target
 from anem.sample.kernels import Kernel, Noise
 from anem.sample.schedules import Schedule, check_step
 
-__all__ = ["FINAL", "Callback", "Chain", "ChainState", "run_chain"]
+__all__ = ["FINAL", "REACH", "Callback", "Chain", "ChainState", "Diverged", "run_chain"]
 
 FINAL = ("denoise", "noisy")
 """How a chain ends: at E[x given x_0, Σ_0], or at x_0 itself, which still holds noise of covariance Σ_0."""
+
+REACH = 50.0
+"""Standard deviations of the forward process beyond which a chain counts as diverged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,57 @@ class Chain:
     calls: int
 
 
+class Diverged(ValueError):
+    """A chain left what the forward process can produce, or the finite numbers: the model is wrong there, or the steps are too long.
+
+    One bad chain stops its whole batch, at once: restorations that are noise must not pass for results. To have the others, leave out the
+    images named here, or run each in a call of its own: no chain depends on what is drawn beside it.
+
+    Arguments:
+        step, steps: when, and of how many.
+        cov: Σ at that step.
+        chains: numbers of the chains that diverged, in order.
+        images: number of images: chain s · images + b is sample s of image b.
+        kernel: name of the kernel.
+        distance: how far out the farthest is, in standard deviations; not finite for NaN and infinity.
+    """
+
+    def __init__(self, step: int, steps: int, cov: Covariance, chains: list[int], images: int, kernel: str, distance: float) -> None:
+        self.step, self.steps, self.cov, self.chains, self.images, self.distance = step, steps, cov, chains, images, distance
+        named = [f"image {c % images} (sample {c // images})" for c in chains[:5]]
+        who = ", ".join(named) + (f" and {len(chains) - 5} more" if len(chains) > 5 else "")
+        how = f"values {distance:.3g} standard deviations away" if math.isfinite(distance) else "values that are not finite"
+        level = f"where λ is {float(cov.values.min()):.3g} to {float(cov.values.max()):.3g}"
+        super().__init__(
+            f"model: the chain diverged at step {step} of {steps}, {level}, for {who}: {how}; kernel {kernel!r}; "
+            f"try more steps, or a model that knows such noise"
+        )
+
+
+class _Guard:
+    """Where an exact chain can be: |z_k − μ_k| ≤ REACH √(max c + λ_t,k) in every basis coordinate, and not much farther out than a
+    measurement that is strange itself.
+
+    One data variance for all coordinates: images other than the training set's may have much in a frequency that had little there.
+    """
+
+    def __init__(self, model: EnergyModel, observation: Observation, chains: range, images: int, steps: int) -> None:
+        basis, y, statistics = observation.cov.basis, observation.y, model.statistics
+        self.mean = basis.forward(statistics.mean_image(y).expand(y.shape))
+        self.variance = statistics.variance_in(basis, y.shape[-2], y.shape[-1], y).amax((1, 2, 3), keepdim=True)
+        self.slack = torch.where(observation.observed, 2 * (basis.forward(y) - self.mean).abs(), 0.0)
+        self.chains, self.images, self.steps = chains, images, steps
+
+    def check(self, x: Tensor, cov: Covariance, step: int, kernel: str) -> None:
+        """Raise :class:`Diverged` if a chain at x (B, C, H, W) is out of reach at Σ."""
+        out = ((cov.basis.forward(x) - self.mean).abs() - self.slack) / (self.variance + cov.values).sqrt()
+        farthest = out.flatten(1).amax(1)  # NaN if any is
+        bad = (~(farthest <= REACH)).nonzero()[:, 0].tolist()
+        if bad:
+            chains = [self.chains[i] for i in bad]
+            raise Diverged(step, self.steps, cov[torch.tensor(bad)], chains, self.images, kernel, float(farthest[bad].max()))
+
+
 class _Counted:
     """A model that counts its calls."""
 
@@ -91,6 +146,7 @@ def run_chain(
     callback: Callback | None = None,
     chains: range | None = None,
     total: int | None = None,
+    images: int | None = None,
 ) -> Chain:
     """Take y from Σ_T to Σ_0: at every step the kernel, then the corrector.
 
@@ -105,10 +161,12 @@ def run_chain(
         final: see :data:`FINAL`.
         callback: see :data:`Callback`.
         chains, total: what the callback is told about these chains.
+        images: of how many images chain s · images + b is sample s of image b; that of the chains if None. For messages.
 
     Raises:
+        Diverged: a chain that is not where the forward process can be (or not finite).
         ValueError: a ``final`` that is none, a multistep kernel or an adaptive schedule with a corrector, a schedule whose variances
-            increase, a model whose gradients lead to values that are not finite.
+            increase.
     """
     if final not in FINAL:
         raise ValueError(f"final: wanted 'denoise' or 'noisy', got {final!r}")
@@ -121,6 +179,8 @@ def run_chain(
     noise = noise or Noise()
     counted = _Counted(model)
     batch = len(observation.y)
+    chains = chains or range(batch)
+    guard = _Guard(model, observation, chains, images or batch, schedule.steps)
     first = now = counted(observation.y, observation.cov)
     before, acceptance = None, []
     end = schedule.end(now.cov)
@@ -130,7 +190,7 @@ def run_chain(
     def report(step: int) -> None:
         if callback is not None:
             accepted, size = (acceptance[-1] if acceptance else None), (step_size if corrector else None)
-            state = ChainState(now.y, schedule.steps, chains or range(batch), total or batch, counted.calls, accepted, size)
+            state = ChainState(now.y, schedule.steps, chains, total or batch, counted.calls, accepted, size)
             callback(step, state, now.cov, now)
 
     report(0)
@@ -139,13 +199,14 @@ def run_chain(
         cov = schedule.next(now, end, left)
         check_step(now.cov, cov)
         x = (kernel if left > 1 else kernel.last).step(counted, now, cov, noise, before)
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"model: its gradient is not finite (or overflows) at step {step} of {schedule.steps}, kernel {kernel.name!r}")
+        guard.check(x, cov, step, kernel.name)
         before, now = now, counted(x, cov)
         if corrector is not None:
             corrected = corrector.correct(counted, now, target, step_size, noise)
             now, step_size = corrected.evaluation, corrected.step_size
             acceptance.append(corrected.acceptance)
+            guard.check(now.y, cov, step, kernel.name)
         report(step)
     x = now.denoised if final == "denoise" else now.y
+    guard.check(x, now.cov, schedule.steps, kernel.name)
     return Chain(x, first, now, torch.stack(acceptance) if acceptance else None, counted.calls)

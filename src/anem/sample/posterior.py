@@ -125,6 +125,7 @@ class Sampler:
                 callback=self.callback,
                 chains=chains,
                 total=samples * batch,
+                images=batch,
             )
             variance = chain.first.posterior_variance.to(like.dtype) if observation.cov.basis == Pixel() else None
             denoised, energy = chain.first.denoised.to(like.dtype), chain.last.energy.to(like.dtype)
