@@ -157,10 +157,10 @@ def make_workload(config: NetworkConfig, batch: int = 32, side: int = 28, colour
     """
     generator = torch.Generator().manual_seed(seed)
     grid = torch.arange(side) / side - 0.5
-    centre = 0.3 * (torch.rand(256, 2, 1, 1, 1, generator=generator) - 0.5)
-    radius = 0.1 + 0.2 * torch.rand(256, 1, 1, 1, generator=generator)
+    centre = 0.3 * (torch.rand(32, 2, 1, 1, 1, generator=generator) - 0.5)
+    radius = 0.1 + 0.2 * torch.rand(32, 1, 1, 1, generator=generator)
     distance = ((grid[:, None] - centre[:, 0]).square() + (grid - centre[:, 1]).square()).sqrt()
-    level = torch.rand(256, colours, 1, 1, generator=generator)
+    level = torch.rand(32, colours, 1, 1, generator=generator)
     images = (level * torch.sigmoid(60 * (radius - distance))).expand(-1, colours, -1, -1)
     images = (images * 255 + torch.rand(images.shape, generator=generator)) / 256
     with torch.random.fork_rng(devices=[]):
@@ -168,7 +168,7 @@ def make_workload(config: NetworkConfig, batch: int = 32, side: int = 28, colour
         model = EnergyNetwork(config, DataStatistics.fit(images))
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=generator))
+            p.add_(0.002 * torch.randn(p.shape, generator=generator))
     x = images[torch.arange(batch) % len(images)].contiguous()
     cov = draw_covariances(tuple(x.shape), model.statistics, NoiseConfig(stratified=True), generator).cov
     return Workload(model.train(), x, cov, torch.randn(x.shape, generator=generator))
