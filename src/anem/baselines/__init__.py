@@ -1,0 +1,9 @@
+"""Other methods of restoration over the same operators and energies; every one is a :class:`~anem.restore.Restorer`."""
+
+from anem.baselines.composition import Composition
+from anem.baselines.daps import DAPS
+from anem.baselines.dps import DPS
+from anem.baselines.paper_sampler import PaperSampler
+from anem.baselines.red_diff import REDDiff
+
+__all__ = ["DAPS", "DPS", "Composition", "PaperSampler", "REDDiff"]

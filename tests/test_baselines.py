@@ -1,0 +1,300 @@
+"""The baselines on a Gaussian prior: against the exact posterior, or against the law that their own equations give.
+
+Pixels are independent, with variances of their own, and the operator multiplies each by its own h: every method then acts on each pixel
+alone (DPS up to the norm of the residual, which is the same number for all), and its law follows in closed form (docs/baselines.md).
+"""
+
+import pytest
+import torch
+
+from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
+from anem.baselines.composition import _Composed
+from anem.baselines.isotropic import alpha_bars, denoise, denoise_differentiably, polynomial_levels
+from anem.covariance import Covariance
+from anem.gaussian import Gaussian, make_skewed
+from anem.operators import GaussianBlur, Inpainting, SuperResolution
+from anem.random import generators_for
+from anem.restore import Restorer
+from anem.sample import MALA
+
+SIGMA = 0.1
+
+
+class World:
+    """A prior N(m, c) of independent pixels, h in {0, ½, 1}, one measurement repeated N times, and its exact posterior."""
+
+    def __init__(self, n: int, side: int = 8) -> None:
+        g = torch.Generator().manual_seed(3)
+        shape = (1, side, side)
+        self.variance = 0.01 * 10 ** torch.rand(1, *shape, generator=g, dtype=torch.float64)
+        self.mean = 0.3 + 0.4 * torch.rand(shape, generator=g, dtype=torch.float64)
+        self.h = torch.randint(3, shape, generator=g).double() / 2
+        self.seen = self.h > 0
+        self.prior = Gaussian(self.mean, Covariance(self.variance, "pixel"))
+        self.operator = Inpainting(self.h)
+        self.one = self.operator.measure(self.prior.sample(1, g), SIGMA, g)
+        self.measurement = self.one.expand(n, -1, -1, -1)
+        precision = 1 / self.variance + self.h.square() / SIGMA**2
+        self.posterior_variance = 1 / precision
+        self.posterior_mean = (self.mean / self.variance + self.h * self.one / SIGMA**2) / precision
+
+    def draws(self, restorer: Restorer, sigma: float = SIGMA) -> torch.Tensor:
+        """One restoration by each of N generators, (N, 1, H, W)."""
+        return restorer(self.measurement, self.operator, sigma, generators_for(range(len(self.measurement))))[0]
+
+
+def assert_law(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, slack: float = 0.0) -> None:
+    """Sample mean and variance of every pixel within 5 standard errors (false alarms below 1e-4), plus ``slack`` of std or variance."""
+    n = len(x)
+    assert float(((x.mean(0) - mean[0]).abs() / variance[0].sqrt()).max()) < 5 / n**0.5 + slack
+    assert float((x.var(0) / variance[0] - 1).abs().max()) < 5 * (2 / n) ** 0.5 + slack
+
+
+# --- levels and denoising ---
+
+
+def test_the_noise_levels_are_the_authors():
+    bars = alpha_bars(1000)
+    assert bars[0] == pytest.approx(4.0358e-5, rel=1e-4) and bars[-2:] == pytest.approx([1 - 1e-4, 1.0])
+    few = alpha_bars(10)
+    assert few[0] == bars[0] and few[-2] == bars[-2] and len(few) == 11 and set(few) <= set(bars)
+    levels = polynomial_levels(100, 0.1, 200)
+    assert levels[0] == pytest.approx(100) and levels[-1] == pytest.approx(0.1)
+    assert levels[1] == pytest.approx((100 ** (1 / 7) + (0.1 ** (1 / 7) - 100 ** (1 / 7)) / 199) ** 7)
+    with pytest.raises(ValueError, match="steps"):
+        alpha_bars(1001)
+
+
+def test_the_denoiser_with_a_graph_is_the_denoiser_and_its_jacobian_that_of_finite_differences(generator):
+    prior = make_skewed(1, 4, 4)
+    y = prior.sample(2, generator).requires_grad_()
+    x = denoise_differentiably(prior, y, 0.3)
+    torch.testing.assert_close(x.detach(), denoise(prior, y.detach(), 0.3))
+    weights, direction = (torch.randn(y.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    (grad,) = torch.autograd.grad((weights * x).sum(), y)
+    up, down = (denoise(prior, y.detach() + e * direction, 0.3) for e in (1e-5, -1e-5))
+    torch.testing.assert_close((grad * direction).sum(), (weights * (up - down)).sum() / 2e-5, rtol=1e-6, atol=1e-9)
+
+
+# --- DPS ---
+
+
+def dps_law(world: World, scale: float, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each pixel by the linear recursion, the norm of the residual replaced by its root mean square."""
+    bars, c, h = alpha_bars(steps), world.variance, world.h
+    mean, variance = torch.full_like(c, 0.5), torch.full_like(c, 0.25 / bars[0])
+    for now, then in zip(bars[:-1], bars[1:], strict=True):
+        before, after = (1 - now) / now / 4, (1 - then) / then / 4
+        a, ratio = c / (c + before), after / before
+        offset = world.one - h * (world.mean + a * (mean - world.mean))
+        norm = (offset.square() + (h * a).square() * variance).sum().sqrt()
+        push = scale / (2 * (now * then) ** 0.5) * a * h / norm
+        slope = a + ratio * (1 - a) - push * h * a
+        mean = world.mean + (a + ratio * (1 - a)) * (mean - world.mean) + push * offset
+        variance = slope.square() * variance + after * (1 - ratio)
+    return mean, variance
+
+
+def test_dps_has_the_bias_of_its_recursion():
+    world = World(250, side=32)
+    x = world.draws(DPS(world.prior, scale=0.5, steps=60, clip=False))
+    assert_law(x, *dps_law(world, 0.5, 60), slack=0.02)  # the norm of the residual fluctuates by some 1/32 of itself
+    off = (x.mean(0) - world.posterior_mean[0]) / world.posterior_variance[0].sqrt()
+    assert float(off[world.seen].square().mean().sqrt()) > 0.8
+    assert float(off[~world.seen].square().mean().sqrt()) < 0.1
+    assert float((x.var(0) / world.posterior_variance[0])[world.seen].mean()) > 1.5
+
+
+def test_dps_clips_only_if_asked():
+    world = World(4)
+    prior = Gaussian(world.mean + 0.5, Covariance(world.variance, "pixel"))  # many pixels above 1
+    plain, clipped = (world.draws(DPS(prior, steps=5, clip=clip)) for clip in (False, True))
+    assert float(plain.max()) > 1.1 > 1.02 > float(clipped.quantile(0.9))
+
+
+# --- RED-Diff ---
+
+
+def test_red_diff_settles_where_its_two_gradients_cancel():
+    """At one noise level s: μ − m = h(z − hm)/(h² + λ (n/d) s²/(s² + 4c)), with s and c for images in [−1, 1]; see docs/baselines.md."""
+    world, bar, weight = World(64), 0.7, 0.25
+    x = world.draws(REDDiff(world.prior, weight=weight, learning_rate=3e-3, bars=[bar] * 1500))
+    level = (1 - bar) / bar
+    share = float((world.h > 0).sum()) / world.h.numel()
+    ridge = weight * share * level / (level + 4 * world.variance)
+    expected = world.mean + world.h * (world.one - world.h * world.mean) / (world.h.square() + ridge)
+    spread = float((x.mean(0) - expected[0]).square().mean().sqrt())
+    shrinkage = float((expected - world.one / world.h).nan_to_num(0, 0, 0).square().mean().sqrt())
+    assert spread < 0.01 < 0.2 * shrinkage
+
+
+def test_red_diff_ignores_the_noise_of_the_measurement_and_has_no_spread():
+    """With noise falling to none, the regulariser fades: seen pixels end at the pseudo-inverse, and draws hardly differ."""
+    world = World(40)
+    x = world.draws(REDDiff(world.prior, learning_rate=0.05, steps=400))
+    inverse = world.operator.pseudo_inverse(world.one)
+    assert float((x.mean(0) - inverse[0])[world.seen].square().mean().sqrt()) < 0.01
+    assert float((world.posterior_mean - inverse)[0][world.seen].square().mean().sqrt()) > 0.1
+    spread = x.var(0) / world.posterior_variance[0]
+    assert float(spread[world.seen].mean()) < 0.05 and float(spread[~world.seen].mean()) < 0.5
+    hidden = ((x.mean(0) - world.mean) / world.variance[0].sqrt())[~world.seen]
+    assert float(hidden.abs().max()) < 0.3
+
+
+# --- DAPS ---
+
+
+def daps_law(world: World, daps: DAPS, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each pixel: every operation of the method is linear in x, with Gaussian noise."""
+    tau = sigma if daps.tau is None else 0.5 * daps.tau
+    mean, variance = torch.full_like(world.variance, 0.5), torch.zeros_like(world.variance)
+    for i, sigma_u in enumerate(polynomial_levels(daps.highest, daps.lowest, daps.levels)):
+        s = 0.5 * sigma_u
+        variance = variance + s**2
+        levels = [*polynomial_levels(s, min(s, 0.005), daps.ode), 0.0]
+        for now, then in zip(levels[:-1], levels[1:], strict=True):
+            factor = 1 + (then / now - 1) * now**2 / (world.variance + now**2)
+            mean, variance = world.mean + factor * (mean - world.mean), factor.square() * variance
+        # Langevin for a Gaussian of precision p around the posterior of x̂₀ and m, from x̂₀: linear in x̂₀.
+        eta = 0.25 * daps.learning_rate * (1 - 0.99 * i / daps.levels)
+        p = world.h.square() / tau**2 + 1 / s**2
+        keep = (1 - eta * p) ** daps.langevin
+        on_start = keep + (1 - keep) / (s**2 * p)
+        mean = on_start * mean + (1 - keep) * world.h * world.one / tau**2 / p
+        variance = on_start.square() * variance + 2 * eta * (1 - keep.square()) / (1 - (1 - eta * p).square())
+    return mean, variance
+
+
+def test_daps_has_the_law_of_its_recursion():
+    world = World(150)
+    for tau in (None, 0.1):
+        daps = DAPS(world.prior, levels=20, langevin=30, learning_rate=4e-4, tau=tau)
+        assert_law(world.draws(daps), *daps_law(world, daps, SIGMA))
+
+
+def test_daps_tends_to_the_posterior_under_a_prior_of_twice_the_variance():
+    """With many levels and steps; near the exact posterior where the measurement says more than the prior. See docs/baselines.md."""
+    world, sigma = World(1), 0.03
+    daps = DAPS(world.prior, levels=500, ode=60, langevin=4000, learning_rate=2e-3, highest=0.5, lowest=0.03, tau=None)
+    mean, variance = daps_law(world, daps, sigma)
+
+    def posterior(prior_variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        precision = 1 / prior_variance + world.h.square() / sigma**2
+        return (world.mean / prior_variance + world.h * world.one / sigma**2) / precision, 1 / precision
+
+    doubled, exact = posterior(2 * world.variance), posterior(world.variance)
+    assert float(((mean - doubled[0]).abs() / doubled[1].sqrt()).max()) < 0.15
+    assert float((variance / doubled[1] - 1).abs().max()) < 0.1
+    clear = world.h == 1
+    assert float(((mean - exact[0]).abs() / exact[1].sqrt())[0][clear].max()) < 0.2
+    assert float((variance / exact[1] - 1)[0][clear].abs().max()) < 0.1
+    torch.testing.assert_close(mean[0][~world.seen], world.mean[~world.seen])
+
+
+def test_daps_with_the_authors_tau_believes_the_measurement_more_than_it_should():
+    world = World(1)
+    mean, variance = daps_law(world, DAPS(world.prior), SIGMA)
+    assert float((variance / world.posterior_variance)[0][world.seen].mean()) < 0.1
+    inverse = world.operator.pseudo_inverse(world.one)
+    assert float((mean - inverse)[0][world.seen].square().mean().sqrt()) < 0.05
+
+
+# --- composition ---
+
+
+def test_composition_draws_from_the_posterior():
+    """Up to noise of the last level, which one denoising takes away again."""
+    world = World(250)
+    x = world.draws(Composition(world.prior, levels=30, corrector=MALA(steps=8), lowest=0.02))
+    assert_law(x, world.posterior_mean, world.posterior_variance, slack=0.08)
+
+
+def test_the_composed_gradient_is_that_of_the_composed_density(generator):
+    prior, operator, variance = make_skewed(1, 4, 4), GaussianBlur(3, 0.8), 0.04
+    observation = operator.observe(operator.measure(prior.sample(2, generator), 0.1, generator), 0.1, prior.statistics, generator)
+    target = _Composed(observation)
+    x = prior.sample(2, generator)
+    cov = Covariance.white(variance, x.shape, like=x)
+    state, direction = target.state(prior(x, cov)), torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    up, down = (target.state(prior(x + e * direction, cov)).log_density for e in (1e-5, -1e-5))
+    torch.testing.assert_close((state.gradient * direction).flatten(1).sum(1), (up - down) / 2e-5, rtol=1e-6, atol=1e-6)
+    expected = operator.coordinates(operator.measure(x, 0.0)) - observation.cov.basis.forward(x) * operator.response(x.shape, x).abs()
+    torch.testing.assert_close(expected, torch.zeros_like(expected), rtol=0, atol=1e-9)
+
+
+# --- the paper's sampler ---
+
+
+def test_the_papers_predictor_alone_draws_from_the_posterior():
+    world = World(300)
+    x = world.draws(PaperSampler(world.prior, levels=250, corrections=0, regularised=0.0))
+    assert_law(x, world.posterior_mean, world.posterior_variance, slack=0.1)
+
+
+def test_the_papers_corrector_forgets_the_measurement():
+    """Its target is the prior at that level. The more it corrects, the wider the seen pixels, up to the prior's own variance."""
+    world = World(120)
+    spread = []
+    for corrections in (0, 1, 10):
+        x = world.draws(PaperSampler(world.prior, levels=50, corrections=corrections, snr=0.1, regularised=0.0))
+        spread.append(float((x.var(0) / world.posterior_variance[0])[world.seen].mean()))
+    assert spread[0] < 1.3 and spread[1] > 1.3 * spread[0] and spread[2] > 1.3 * spread[1]
+    assert spread[2] == pytest.approx(float((world.variance / world.posterior_variance)[0][world.seen].mean()), rel=0.15)
+
+
+def test_temperature_scales_the_noise_that_is_added():
+    world = World(60)
+    everything = Inpainting(torch.ones(1, 8, 8))  # nothing hidden, so that nothing is drawn at the start
+    measurement = everything.measure(world.prior.sample(1, torch.Generator().manual_seed(0)), SIGMA).expand(60, -1, -1, -1)
+    for corrections, exact in ((0, True), (1, False)):
+        spread = []
+        for temperature in (0.0, 0.5, 1.0):
+            sampler = PaperSampler(world.prior, levels=20, corrections=corrections, temperature=temperature)
+            spread.append(float(sampler(measurement, everything, SIGMA, generators_for(range(60)))[0].std(0).mean()))
+        assert spread[0] < (1e-9 if exact else 0.1 * spread[2])  # the corrector's step size depends on the noise's norm
+        assert spread[1] == pytest.approx(0.5 * spread[2], rel=1e-6 if exact else 0.1)
+
+
+# --- all of them ---
+
+ALL = [
+    lambda prior: DPS(prior, steps=4, samples=2),
+    lambda prior: REDDiff(prior, steps=4, samples=2),
+    lambda prior: DAPS(prior, levels=3, ode=2, langevin=3, samples=2),
+    lambda prior: Composition(prior, levels=3, samples=2),
+    lambda prior: PaperSampler(prior, levels=40, samples=2),
+]
+NAMES = ["DPS", "RED-Diff", "DAPS", "composition", "paper"]
+
+
+@pytest.mark.parametrize("make", ALL, ids=NAMES)
+@pytest.mark.parametrize(
+    "operator", [Inpainting.random((8, 8), 0.5, seed=[1, 2, 3]), GaussianBlur(3, 0.8), SuperResolution(2)], ids=lambda o: o.name
+)
+def test_a_restoration_does_not_depend_on_its_batch_mates(make, operator, generator):
+    prior = make_skewed()
+    restorer = make(prior)
+    m = operator.measure(prior.sample(3, generator), 0.05, generator)
+    every = restorer(m, operator, 0.05, generators_for([5, 6, 7]))
+    assert isinstance(restorer, Restorer) and every.shape == (2, 3, 1, 8, 8) and every.dtype == m.dtype
+    one = Inpainting(operator.mask[1]) if isinstance(operator, Inpainting) else operator
+    alone = restorer(m[1:2], one, 0.05, generators_for([6]))
+    torch.testing.assert_close(alone, every[:, 1:2], rtol=0, atol=1e-9)
+    assert float((every[0] - every[1]).abs().max()) > 1e-4
+    assert bool(torch.isfinite(every).all())
+
+
+@pytest.mark.parametrize("make", ALL, ids=NAMES)
+def test_no_samples_are_refused(make):
+    world = World(1)
+    restorer = type(make(world.prior))(world.prior, samples=0)
+    with pytest.raises(ValueError, match="samples"):
+        restorer(world.measurement, world.operator, SIGMA)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    world = World(1)
+    with pytest.raises(ValueError, match="levels"):
+        Composition(world.prior, levels=1)(world.measurement, world.operator, SIGMA)
+    with pytest.raises(ValueError, match="sigma"):
+        DAPS(world.prior, tau=None)(world.measurement, world.operator, 0.0)
