@@ -23,7 +23,14 @@ class LossTerms:
 
 
 def dual_score_loss(
-    model: EnergyNetwork, x: Tensor, cov: Covariance, noise: Tensor, weight: float = 1.0, balance: float = 0.0, collective: float = 0.0
+    model: EnergyNetwork,
+    x: Tensor,
+    cov: Covariance,
+    noise: Tensor,
+    weight: float = 1.0,
+    balance: float = 0.0,
+    collective: float = 0.0,
+    discount: float = 0.0,
 ) -> LossTerms:
     """(1/d) Σ_k b_k (√λ_k (B∇U)_k − ε_k)² + w (1/d) Σ_k b_k (∂U/∂ℓ_k − ½(1 − ε_k²))², averaged over the batch.
 
@@ -31,12 +38,16 @@ def dual_score_loss(
     deterministic small-noise coordinates give almost all of the gradient and its noise, and the large-noise ones, which decide on global
     structure, almost none. b_k = (a_k + 10⁻³)^{−γ} depends on Σ alone, so it moves no minimum.
 
+    A network whose score is not quite right at some Σ cannot have E[∂U/∂ℓ] = 0 everywhere (the field is not a gradient), and what is wrong
+    there is spread over all Σ that the second term weighs alike. It is worst where a few coordinates hide much, so those weigh less.
+
     Arguments:
         x: clean images, (B, C, H, W). cov: Σ of each.
         noise: ε, the white noise *drawn*, in basis coordinates (B, C, H, W): y = x + Bᵀ√λ ε. Recovering it from y − x would lose digits.
         collective: weight of (Σ_k u_k r_k)²/Σ_k u_k², r the covariance residual, for u = a and 1 − a: what is observed and what is not,
             scaled as a whole. The mean of r over an image is known d times better than one r_k, and it is what log Z integrates; a bias
             of it of 0.02 nats/dim is invisible in the mean of r².
+        discount: power of the coherence of the hidden part λ/(λ + c̄) by which the covariance terms of an image are divided.
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
         weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained.
     """
@@ -49,12 +60,14 @@ def dual_score_loss(
     c = model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
     a = c / (c + cov.values)
     b = (a + 1e-3).pow(-balance)
-    independent = 1 / coherence(cov.basis, a * cov.values)[:, 0, 0, 0]
     matched = (b * matching).flatten(1).mean(1)
     if collective:
         residual = b.sqrt() * (gradients.grad_logvar - target)
         for u in (a, 1 - a):
             matched = matched + collective * (u * residual).flatten(1).sum(1).square() / u.square().flatten(1).sum(1)
-    total = (b * denoising).mean() + weight * (independent * matched).mean()
+    if discount:
+        hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
+        matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)
+    total = (b * denoising).mean() + weight * matched.mean()
     a_dsm, a_csm = denoising.detach().flatten(1).mean(1), matching.detach().flatten(1).mean(1)
     return LossTerms(total, a_dsm, a_csm, gradients.energy.detach())

@@ -34,12 +34,11 @@ from anem.covariance import Covariance
 from anem.data import ImageData
 from anem.energy import EnergyModel, Evaluation
 from anem.gaussian import GaussianMixture, make_mixture, make_power_law_gaussian
-from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 from anem.train import Parts, TrainConfig
 from anem.train.config import CheckpointConfig, EMAConfig, EvaluationConfig, LogConfig, ModelConfig, OptimiserConfig
-from anem.train.parts import network_config
+from anem.train.parts import loss_function, network_config
 
 __all__ = ["BIAS", "METRICS", "Cases", "draw_cases", "errors", "groups", "run", "summarise"]
 
@@ -255,5 +254,5 @@ def _parts(config: TrainConfig, data: ImageData) -> Parts:
         held_out=None,
         draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
         families=config.noise.family_names,
-        loss=partial(dual_score_loss, balance=config.balance, collective=config.collective),
+        loss=loss_function(config),
     )

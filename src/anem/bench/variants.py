@@ -25,7 +25,7 @@ class Variant:
         name: also of its folder.
         form: of the energy, see :class:`~anem.network.NetworkConfig`. An "inner" energy gets its constant after training.
         weight: w of the covariance score matching term; ``per_dimension`` divides it by d.
-        plain: without coordinate weights and without the collective term of the loss.
+        plain: the loss without coordinate weights, collective term and discount.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Variant:
             weight=self.weight / dimension if self.per_dimension else self.weight,
             balance=0.0 if self.plain else base.balance,
             collective=0.0 if self.plain else base.collective,
+            discount=0.0 if self.plain else base.discount,
             model=replace(base.model, overrides=base.model.overrides | {"form": self.form}),
         )
 

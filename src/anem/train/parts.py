@@ -20,7 +20,7 @@ from anem.train.checkpoint import Snapshot, load_exactly
 from anem.train.config import TrainConfig, from_dict
 from anem.train.evaluate import HeldOut
 
-__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "network_config", "seed_from"]
+__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "loss_function", "network_config", "seed_from"]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,13 @@ def build_parts(config: TrainConfig) -> Parts:
         held_out=None if config.held_out is None else load_dataset(config.held_out),
         draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
         families=config.noise.family_names,
-        loss=partial(dual_score_loss, balance=config.balance, collective=config.collective),
+        loss=loss_function(config),
     )
+
+
+def loss_function(config: TrainConfig) -> Callable[..., Any]:
+    """The loss as :class:`Parts` wants it, with the weights of the config."""
+    return partial(dual_score_loss, balance=config.balance, collective=config.collective, discount=config.discount)
 
 
 def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) -> DataStatistics:
