@@ -1,6 +1,7 @@
 """The learned energy: its base is exact, it is normalised at the anchor, and its gradients are what they say."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -84,6 +85,41 @@ def test_base_is_the_exact_energy_of_independent_pixels():
     t = m.variances[0] + cov.values[..., None]
     log_p = (m.weights[0].log() + torch.distributions.Normal(m.means[0], t.sqrt()).log_prob(y[..., None])).logsumexp(-1)
     assert torch.allclose(model.energy(y, cov), -log_p.flatten(1).sum(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("basis", ["fourier", "dct2", "dct4"])
+def test_the_basis_matters_neither_for_weak_white_noise_nor_in_its_neighbourhood(basis):
+    """β and its slope in log λ are 0 at weak white noise; β is 1 where coordinates differ or noise is strong."""
+    model = network()
+
+    def beta(logvar):
+        c = model.statistics.variance_in(basis, *SIZE, logvar)
+        pixels = model._pixel_observations(torch.zeros_like(logvar), logvar.exp(), c, as_basis(basis))
+        return model._apart(logvar, pixels.noise / pixels.spread)
+
+    weak = torch.full((1, 1, *SIZE), math.log(1e-8), dtype=torch.float64, requires_grad=True)
+    assert beta(weak) < 1e-6
+    assert torch.autograd.grad(beta(weak).sum(), weak)[0].abs().max() < 1e-6
+    uneven = as_basis(basis).symmetrise(weak.detach() + 5 * torch.randn(weak.shape, generator=torch.Generator().manual_seed(0)).double())
+    assert beta(uneven) > 0.9 and beta(weak.detach() + 25) > 0.9
+
+
+def test_noise_that_stands_for_the_covariance():
+    """τ̄ is λ in pixels; elsewhere neither a lost frequency nor a perfect one moves it far, and it is infinite where nothing is seen."""
+    model = network()
+
+    def likely(values, basis):
+        c = model.statistics.variance_in(basis, *SIZE, values)
+        return model._pixel_observations(torch.zeros_like(values), values, c, as_basis(basis)).likely.mean()
+
+    even = torch.full((1, 1, *SIZE), 1e-4, dtype=torch.float64)
+    assert torch.allclose(likely(even, "pixel"), even.mean(), rtol=1e-9)
+    assert torch.allclose(likely(even, "fourier"), even.mean(), rtol=0.1)
+    lost, perfect = even.clone(), even.clone()
+    lost[..., 0, 0], perfect[..., 0, 0] = 1e3, 1e-12
+    assert 1 < likely(lost, "fourier") / likely(even, "fourier") < 5  # the mean variance is 10⁵ times as large
+    assert 0.9 < likely(perfect, "fourier") / likely(even, "fourier") < 1
+    assert likely(even * 1e12, "fourier") > 1e6
 
 
 def test_gradient_is_the_same_in_any_batch():
