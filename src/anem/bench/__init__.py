@@ -13,5 +13,6 @@ BENCHES = {
     "samplers": "anem.bench.samplers",
     "digits": "anem.bench.digits",
     "ablation": "anem.bench.ablation",
+    "speed": "anem.bench.speed",
 }
 """Module of every bench, by its name."""

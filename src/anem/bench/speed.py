@@ -1,0 +1,75 @@
+"""Speed: a training step against a plain one and the machine's floor, blind sweeps, growth, memory, samples against network calls.
+
+Times are ratios within one run, measured in alternation; absolute numbers are of this machine at its number of threads.
+
+* train: a step is loss and gradients of A-DSM + A-CSM at batch 32. Against the same network in plain torch (:mod:`anem.bench.reference`),
+  a step of A-DSM alone, and a step of an ordinary denoiser with the same U-Net in plain torch. The floor is the counted multiply-adds at
+  the best rate of the network's own 3 × 3 convolutions plus the bytes of all other operations at the memory's rate; what fits the caches
+  may beat the second part. "small" is the preset, "small with norm" has group norm in every block, whose plain second derivative is dear.
+* blind: the evidence of every (side of a box, σ in it) for one digit, against the energies alone.
+* growth: exponents of time and memory, fitted on three sizes.
+* memory: bytes alive at once, counted.
+* sampling: with a budget of network calls, all kernels and schedules; on an exact prior and, with ``make data``, on digits.
+* estimators: sliced A-CSM and A-CSM on a part of the batch (:mod:`anem.bench.speed_estimators`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from anem.bench.counts import Workload, make_workload
+from anem.bench.harness import Context
+from anem.bench.speed_estimators import estimators
+from anem.bench.speed_plots import plot_growth, plot_sampling, plot_step
+from anem.bench.speed_sampling import digits, oracle
+from anem.bench.speed_step import Growth, blind_sweep, growth, memory, training_step
+from anem.network import NetworkConfig
+
+__all__ = ["run"]
+
+GROUPS = 8
+"""Of the group norm in the second shape of network."""
+
+EXPONENTS = {"pixels": 1.1, "batch": 1.1, "channels": 2.1, "covariances": 1.1}
+"""Most that time and memory may grow as a power of a size: multiply-adds are quadratic in channels and linear in the others."""
+
+
+def run(context: Context) -> None:
+    """All sections, each skipped where an interrupted run has made it."""
+    small = NetworkConfig.preset("small")
+    workload = make_workload(small, batch=32, seed=context.seed)
+    rounds = 5 if context.quick else 11
+    if not context.done("train/small/multiply-adds alone at the peak over time"):
+        training_step(context, workload, "small", rounds)
+    plot_step(context.report, "small", context.out / "step.png")
+    normed = "small with norm"
+    if not context.quick and not context.done(f"train/{normed}/multiply-adds alone at the peak over time"):
+        training_step(context, make_workload(small.override(norm=GROUPS), batch=32, seed=context.seed), normed, rounds)
+    few = _first(workload, 8)
+    if not context.done("memory/network call over training step"):
+        memory(context, few)
+    if not context.done("blind/sweep over bare U-Net passes"):
+        sides, sigmas = (7, 10) if context.quick else (28, 40)
+        blind_sweep(context, workload.model, workload.x, sides, sigmas, 5)
+    if not context.done(*(f"growth/{name}: power of {what}" for name in EXPONENTS for what in ("time", "memory", "multiply-adds"))):
+        grown = growth(NetworkConfig.preset("tiny") if context.quick else small, context.quick, 5)
+        _report_growth(context, grown)
+        plot_growth(grown, context.out / "growth.png")
+    if not context.done("estimators/every 4th image: time to the same variance over full"):
+        estimators(context, few if context.quick else workload, 3 if context.quick else 16, 5)
+    if not context.done("sampling/oracle/least change from 32 to 250 calls"):
+        plot_sampling(oracle(context), "exact prior, hidden box", context.out / "sampling-oracle.png")
+    plot_sampling(digits(context), "digits, hidden box", context.out / "sampling-digits.png")
+
+
+def _first(workload: Workload, count: int) -> Workload:
+    """Images spread over the batch, so that all bases are among them."""
+    step = len(workload.x) // count
+    rows = slice(0, None, step)
+    return replace(workload, x=workload.x[rows], cov=workload.cov[rows], noise=workload.noise[rows])
+
+
+def _report_growth(context: Context, grown: list[Growth]) -> None:
+    for g in grown:
+        for name, p in g.exponents().items():
+            context.figure(f"growth/{g.name}: power of {name}", p, aim=f"≤ {EXPONENTS[g.name]}", quick=name != "time")

@@ -1,0 +1,116 @@
+"""The speed bench: its measuring tools on known answers, its estimators on the exact term, its sweep on the network calls it names."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anem.bench import speed_estimators as est
+from anem.bench import speed_sampling, speed_step
+from anem.bench.counts import make_workload
+from anem.bench.reference import PlainNetwork
+from anem.bench.speed_sampling import Curve, Oracle, energy_score
+from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
+from anem.losses import dual_score_loss
+from anem.network import NetworkConfig
+
+
+@pytest.fixture(scope="module")
+def workload():
+    w = make_workload(NetworkConfig.preset("tiny"), batch=8, side=8)
+    return replace(w, model=w.model.double(), x=w.x.double(), cov=w.cov.to(torch.float64), noise=w.noise.double())
+
+
+def test_rounds_alternate_and_turn_round():
+    calls = []
+    times = alternate({name: lambda name=name: calls.append(name) for name in "abc"}, 3)
+    assert "".join(calls) == "abc" + "cba" + "abc" + "cba"
+    assert {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_ratios_are_of_the_same_round():
+    times = {"a": torch.tensor([1.0, 10.0, 100.0]), "b": torch.tensor([2.0, 20.0, 200.0])}
+    assert ratio(times, "a", "b") == 0.5 and seconds(times["a"]) == 10.0
+
+
+def test_a_slower_run_takes_longer():
+    times = alternate({"long": lambda: time.sleep(0.02), "short": lambda: time.sleep(0.002)}, 3)
+    assert ratio(times, "long", "short") > 2
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.5])
+def test_exponents_of_powers(power):
+    assert exponent([1, 2, 8], [3 * s**power for s in (1, 2, 8)]) == pytest.approx(power, abs=1e-12)
+
+
+def test_the_floor_adds_both_parts():
+    counts = speed_step.count(lambda: torch.ones(1000) * 2)
+    machine = Machine(convolution=1e9, memory=1e9)
+    assert machine.floor(replace(counts, multiply_adds=2_000_000, bytes_moved=1_000_000)) == pytest.approx(0.003)
+
+
+def test_a_step_on_denoising_alone_has_the_loss_of_the_whole_step(workload):
+    terms = dual_score_loss(workload.model, workload.x, workload.cov, workload.noise)
+    assert speed_step.denoising_step(workload) == pytest.approx(float(terms.a_dsm.mean()), rel=1e-9)
+    assert all(p.grad is not None for p in workload.model.unet.parameters())
+
+
+def test_the_sweep_is_one_energy_a_cell(workload):
+    evidence, grid = speed_step.sweep(workload.model, workload.x[:1], 4, 5)
+    values = evidence.grid(grid)
+    assert grid.shape == (20, 2) and evidence.calls == 20
+    operator, sigma = evidence.family.degradation(evidence.family.values(grid))
+    seen = operator.observe(workload.x[:1], sigma, workload.model.statistics, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(values, workload.model.log_prob(seen.y, seen.cov) + seen.log_evidence_terms)
+
+
+def test_forward_mode_gives_the_directional_derivative(workload, generator):
+    model = PlainNetwork(workload.model)
+    v = est._signs(workload, generator)
+    slope = est.directional_derivative(model, workload, v)
+    rest = est.residual(model, workload) + est._target(workload)
+    torch.testing.assert_close(slope, (v * rest).flatten(1).sum(1), rtol=1e-9, atol=1e-9)
+
+
+def test_the_slice_is_along_independent_signs(workload):
+    """(z · r)²/d with z independent signs has mean ‖r‖²/d; in Fourier too, where v is even."""
+    model = PlainNetwork(workload.model)
+    z = torch.randint(0, 2, workload.x.shape, generator=torch.Generator().manual_seed(3)).double() * 2 - 1
+    r = est.residual(model, workload).detach()
+    expected = (z * r).flatten(1).sum(1).square().mean() / 64
+    got = est.sliced(model, workload, torch.Generator().manual_seed(3)).detach()
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
+def test_parts_of_the_batch_average_to_the_whole(workload, generator):
+    model = PlainNetwork(workload.model)
+    orders = [torch.arange(8).roll(-k) for k in range(est.PART)]
+    parts = [replace(workload, x=workload.x[o], cov=workload.cov[o], noise=workload.noise[o]) for o in orders]
+    values = torch.stack([est.part(model, w, generator).detach() for w in parts])
+    assert float(values.mean()) == pytest.approx(float(est.full(model, workload, generator).detach()), rel=1e-9)
+
+
+def test_the_energy_score_is_least_for_exact_draws(generator):
+    setting = Oracle.hidden_box(64, 4, generator)
+    exact = setting.posterior.sample(32, generator)
+    best = energy_score(exact, setting.x)
+    centre = setting.posterior.mean
+    for wrong in (centre + 0.5 * (exact - centre), centre + 2 * (exact - centre), exact + 0.1):
+        assert energy_score(wrong, setting.x) > 1.01 * best
+
+
+def test_exact_draws_have_the_posterior_variance(generator):
+    setting = Oracle.hidden_box(64, 4, generator)
+    at = setting.judge(setting.posterior.sample(64, generator))
+    assert at["squared error over posterior variance"] == pytest.approx(1, abs=0.05)  # 5 standard errors of 4096 draws
+
+
+def test_curves_compare_calls():
+    curve = Curve("ancestral", "geometric", True)
+    for calls, value in ((32, 1.1), (250, 1.0)):
+        curve.add(calls, {"a": value, "b": 2.0})
+    assert curve.change(32, 250) == pytest.approx(0.1)
+    steps = {k: speed_sampling.schedule_within(9, Curve(k, "geometric", True)) for k in ("ancestral", "flow", "sandwich")}
+    assert {k: s.steps for k, s in steps.items()} == {"ancestral": 8, "flow": 4, "sandwich": 2}
+    assert speed_sampling.schedule_within(4, Curve("sandwich", "geometric", True)) is None
