@@ -14,5 +14,6 @@ BENCHES = {
     "digits": "anem.bench.digits",
     "ablation": "anem.bench.ablation",
     "speed": "anem.bench.speed",
+    "audit": "anem.bench.audit",
 }
 """Module of every bench, by its name."""

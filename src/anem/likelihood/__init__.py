@@ -7,9 +7,14 @@ Figures of one energy U(y, Σ) ≈ −log p(y given Σ), none of which needs the
 * :func:`flow_log_prob`: the probability-flow likelihood, which uses ∇_yU alone and so cannot see a wrong constant of U;
 * :func:`immse_slope`: how E[U] grows with the noise, against the denoising error.
 
+:func:`audits` runs six identities of a true energy on held-out images.
+
 All sums are in float64.
 """
 
+from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance, path_integral
+from anem.likelihood.audits_ranks import Ranks, audit_ranks, truth_ranks
+from anem.likelihood.audits_suite import Audit, AuditSize, audits
 from anem.likelihood.bits import BitsPerDim, bits_per_dim, choose_sigma, log_box_mixture
 from anem.likelihood.flow import FlowLikelihood, flow_log_prob
 from anem.likelihood.partition import Partition, log_partition
@@ -17,12 +22,23 @@ from anem.likelihood.path import anchor, anchor_log_prob, geometric_path
 from anem.likelihood.slope import Slope, immse_slope
 
 __all__ = [
+    "Audit",
+    "AuditSize",
     "BitsPerDim",
+    "Check",
     "FlowLikelihood",
     "Partition",
+    "Ranks",
     "Slope",
     "anchor",
     "anchor_log_prob",
+    "audit_flow",
+    "audit_gradient",
+    "audit_partition",
+    "audit_paths",
+    "audit_ranks",
+    "audit_variance",
+    "audits",
     "bits_per_dim",
     "choose_sigma",
     "flow_log_prob",
@@ -30,4 +46,6 @@ __all__ = [
     "immse_slope",
     "log_box_mixture",
     "log_partition",
+    "path_integral",
+    "truth_ranks",
 ]

@@ -1,0 +1,66 @@
+"""Whether the model's energy is the −log p of one density: six audits on held-out MNIST, each with its aim.
+
+``--split tuning`` (test images 1000–1999) is for trying out, ``--split report`` (0–999) for the one report at the end. Needs ``make data``.
+A figure whose standard error is too large to decide is not judged in a quick run, and misses its aim in a full one.
+
+* gradient: E_y[∂U/∂ℓ] = 0 for white noise and a draw of every noise family.
+* paths: the energy difference between two levels of white noise, along detours through pixels, frequencies and blocks.
+* variance: the one-call posterior variance against squared errors and the variance of samples, where λ ≤ c; and how far up in λ it
+  agrees with the errors.
+* flow: the probability-flow likelihood of the score against the energy.
+* log Z: at both ends of the range and for a draw of every noise family.
+* ranks: of the truth among posterior samples, and coverage of their intervals. The sampler's own error counts.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from anem.bench.harness import Context
+from anem.data import load_dataset, mnist
+from anem.hub import load
+from anem.likelihood import AuditSize, Check, audits
+
+__all__ = ["report", "run", "trusted_level"]
+
+
+def run(context: Context) -> None:
+    """All audits, the cheap ones first."""
+    model = load(context.model)
+    data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
+    size = AuditSize.quick() if context.quick else AuditSize()
+    images = data.batch(torch.arange(min(size.most, len(data))), context.generator("images"))
+    for audit in audits(model, images, size, seed=context.seed):
+        finished = f"{audit.name}/seconds"
+        if context.done(finished):
+            continue
+        start = time.perf_counter()
+        for check in audit.run():
+            report(context, check)
+        context.figure(finished, time.perf_counter() - start)
+    context.figure("variance/trusted up to white noise of variance", trusted_level(context))
+
+
+def report(context: Context, check: Check) -> None:
+    """A figure and its standard error."""
+    key = f"{check.audit}/{check.where}/{check.what}"
+    asked = check.criterion is not None
+    context.figure(key, check.value, aim=check.criterion, holds=bool(check.holds) if asked else None, quick=check.holds is not None)
+    context.figure(f"{key}, standard error", check.standard_error)
+
+
+def trusted_level(context: Context) -> float | str:
+    """The largest variance of white noise up to which the one-call variance is within 10 % of the squared error."""
+    levels = {}
+    for key, figure in context.report.figures.items():
+        audit, _, rest = key.partition("/white ")
+        if audit == "variance" and rest.endswith("one call/error − 1"):
+            levels[float(rest.split("/")[0])] = abs(float(figure.value or 0.0)) <= 0.1
+    good: float | str = "none"
+    for level in sorted(levels):
+        if not levels[level]:
+            break
+        good = level
+    return good

@@ -1,0 +1,144 @@
+"""``anem audit``: whether a model's energy is the −log p of one density."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from anem.cli.options import Device, Flag, check_seed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from anem.likelihood import Check
+
+AUDITS = {
+    "gradient": "E[∂U/∂log λ] = 0",
+    "paths": "differences of U do not depend on the path of Σ",
+    "variance": "posterior variance from one call: squared errors, samples",
+    "flow": "likelihood of the score = likelihood of the energy",
+    "logz": "∫ e^{−U} dy = 1",
+    "ranks": "truths rank uniformly among posterior samples",
+}
+"""What can be asked for with --only."""
+
+
+@dataclass
+class Audit:
+    """Check that a model's energy is the -log p of one density: six identities, on held-out images.
+
+    Figures come with a standard error and a verdict: pass, FAIL, or undecided where the error is too large to tell. Exit code 1
+    if one fails. On a CPU the whole audit of the digits model takes hours; --quick takes a minute, and decides less.
+
+    The audits: gradient, paths, variance, flow, logz, ranks.
+    """
+
+    model: Annotated[Positional[str], arg(metavar="[MODEL]", help_behavior_hint="(default: digits)")] = "digits"
+    """a bundled model (see 'anem models'), a folder, or a Hugging Face repository"""
+    images: Annotated[tuple[Path, ...], arg(metavar="IMAGE ...", help_behavior_hint="(default: held-out MNIST digits)")] = ()
+    """held-out pictures, 8-bit arrays or folders: the more, the more is decided"""
+    data: Annotated[Path, arg(metavar="DIR")] = Path("data")
+    """folder of the data sets that 'make data' fetches"""
+    only: Annotated[tuple[str, ...], arg(metavar="AUDIT ...", help_behavior_hint="(default: all)")] = ()
+    """some of the audits"""
+    quick: Flag = False
+    """a small run"""
+    seed: int = 0
+    """of all random numbers"""
+    json: Flag = False
+    """print the figures as JSON"""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """also write them to a JSON file"""
+    device: Device = "cpu"
+
+    def run(self) -> int:
+        from rich.console import Console
+
+        from anem.bench.harness import write_json
+
+        check_seed(self.seed)
+        unknown = [name for name in self.only if name not in AUDITS]
+        if unknown:
+            raise ValueError(f"--only: wanted some of {', '.join(AUDITS)}, got {', '.join(unknown)}")
+        if self.out is not None and self.out.is_dir():
+            raise ValueError(f"--out: wanted a file, got the folder {self.out}")
+        checks = self.audit()
+        failed = sum(check.verdict == "FAIL" for check in checks)
+        record = {"model": self.model, "quick": self.quick, "seed": self.seed, "failed": failed, "checks": [entry(c) for c in checks]}
+        if self.out is not None:
+            write_json(self.out, record)
+        if self.json:
+            print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+        else:
+            Console(highlight=False).print(table(checks, self.model))
+        undecided = sum(check.verdict == "undecided" for check in checks)
+        if failed or undecided:
+            print(f"{failed} failed, {undecided} undecided of {len(checks)} figures", file=sys.stderr)
+        return 1 if failed else 0
+
+    def audit(self) -> list[Check]:
+        """Run the audits asked for, with a line of progress on a terminal."""
+        from rich.console import Console
+
+        from anem.hub import load
+        from anem.likelihood import AuditSize, audits
+
+        model = load(self.model, self.device)
+        size = AuditSize.quick() if self.quick else AuditSize()
+        x = self.held_out(len(model.statistics.mean), size.most).to(self.device)
+        console = Console(stderr=True)
+        checks = []
+        with console.status("") as status:
+            for audit in audits(model, x, size, seed=self.seed):
+                name = audit.name.split("/")[0].lower().replace(" ", "")
+                if not self.only or name in self.only:
+                    status.update(audit.name)
+                    checks += audit.run()
+        return checks
+
+    def held_out(self, channels: int, count: int) -> Tensor:
+        """The first images, dequantised, (N, C, H, W)."""
+        import torch
+
+        from anem.cli.files import read_images
+        from anem.data import ImageData, StreamedData, load_dataset, mnist
+        from anem.images import to_integers
+
+        if self.images:
+            data: ImageData | StreamedData = ImageData(to_integers(read_images(self.images, channels)[1]))
+        else:
+            file = self.data / "mnist.npz"
+            if not file.is_file():
+                raise ValueError(f"images: wanted --images, or {file} (fetched by 'make data')")
+            data = load_dataset(mnist("tuning", str(file)))
+        return data.batch(torch.arange(min(count, len(data))), torch.Generator().manual_seed(self.seed))
+
+
+def entry(check: Check) -> dict:
+    """A figure ready for JSON; null where it is not finite."""
+    numbers = {name: value if math.isfinite(value) else None for name, value in (("value", check.value), ("error", check.standard_error))}
+    head = {"audit": check.audit, "where": check.where, "what": check.what}
+    return head | {"value": numbers["value"], "standard_error": numbers["error"], "criterion": check.criterion, "holds": check.holds}
+
+
+def table(checks: Sequence[Check], model: str) -> Table:
+    """A line a figure, with its verdict."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    grid = Table(title=f"audit of {model}", title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    for heading in ("at", "figure", "value ± s.e.", "wanted", "verdict"):
+        grid.add_column(heading, justify="right" if heading.startswith("value") else "left", overflow="fold")
+    styles = {"pass": "green", "FAIL": "bold red", "undecided": "yellow", "": "dim"}
+    for check in checks:
+        number = f"{check.value:.3g} ± {check.standard_error:.1g}"
+        grid.add_row(check.where, check.what, number, check.criterion or "", check.verdict, style=styles[check.verdict])
+    return grid

@@ -1,0 +1,291 @@
+"""Audits of an energy: does U(y, Σ) behave as the −log p(y given Σ) of one density of clean images?
+
+Each audit is one identity of a true energy, measured on held-out images, with its standard error and what the figure has to be.
+Calibration against posterior samples is in :mod:`anem.likelihood.audits_ranks`, the choice of covariances in
+:mod:`anem.likelihood.audits_suite`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anem.covariance import Covariance
+from anem.energy import EnergyModel, Evaluation
+from anem.likelihood.chunks import chunks
+from anem.likelihood.flow import flow_log_prob
+from anem.likelihood.partition import log_partition
+from anem.operators import Observation
+from anem.random import normal
+from anem.sample import Sampler
+
+__all__ = ["Check", "audit_flow", "audit_gradient", "audit_partition", "audit_paths", "audit_variance", "path_integral"]
+
+PRECISION = 0.3
+"""Share of the limit that a standard error may have for the figure to be decided."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One figure of an audit.
+
+    Arguments:
+        audit: which identity. where: at which covariance. what: the figure, with its unit.
+        value: 0 for a true energy, unless ``criterion`` says otherwise.
+        standard_error: of ``value``; NaN where one image or population cannot tell.
+        criterion: what the value has to be; None for a figure that is only shown.
+        holds: whether it is; None if that is not asked, or if the standard error is too large to tell.
+    """
+
+    audit: str
+    where: str
+    what: str
+    value: float
+    standard_error: float
+    criterion: str | None = None
+    holds: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"``, ``"FAIL"``, ``"undecided"``, or nothing where there is no criterion."""
+        if self.criterion is None:
+            return ""
+        return "undecided" if self.holds is None else "pass" if self.holds else "FAIL"
+
+    @classmethod
+    def near_zero(
+        cls, audit: str, where: str, what: str, value: float, standard_error: float, limit: float, errors: float = math.inf
+    ) -> Check:
+        """|value| ≤ ``limit`` with a standard error (s.e.) ≤ 0.3 · ``limit``, and |value| ≤ ``errors`` standard errors.
+
+        Undecided if the standard error is larger and the value is not beyond the limit by more than 3 of them.
+        """
+        criterion = f"±{limit:g} (s.e. {PRECISION * limit:g}" + (f", {errors:g} s.e.)" if errors < math.inf else ")")
+        holds: bool | None = abs(value) <= min(limit, errors * standard_error if errors < math.inf else limit)
+        if not standard_error <= PRECISION * limit and not abs(value) - 3 * standard_error > limit and not math.isnan(value):
+            holds = None
+        return cls(audit, where, what, value, standard_error, criterion, holds)
+
+    @classmethod
+    def mean_near_zero(cls, audit: str, where: str, what: str, values: Tensor, limit: float, errors: float = math.inf) -> Check:
+        """As :meth:`near_zero` for the mean of independent values (N,)."""
+        error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else math.nan
+        return cls.near_zero(audit, where, what, float(values.mean()), error, limit, errors)
+
+
+def audit_flow(
+    model: EnergyModel,
+    images: Tensor,
+    cov: Covariance,
+    *,
+    where: str = "",
+    steps: int = 100,
+    probes: int | None = 1,
+    limit: float = 0.02,
+    generator: torch.Generator | None = None,
+) -> Check:
+    """(a) The probability-flow likelihood of the score against the energy, for the same y = x + n: mean difference in bits/dim.
+
+    Arguments:
+        images: x, (N, C, H, W), dequantised. cov: Σ, (1, C, H, W). where: its name.
+        steps, probes: of :func:`flow_log_prob`.
+        limit: on the mean difference, bits/dim.
+        generator: source of the noise and of the probes.
+    """
+
+    def gap(x: Tensor, own: Covariance) -> Tensor:
+        y = x + own.sample(generator)
+        flow = flow_log_prob(model, y, own, steps=steps, probes=probes, generators=generator).log_prob
+        return (flow - model.log_prob(y, own)) / (x[0].numel() * math.log(2))
+
+    return Check.mean_near_zero("flow", where, "flow − energy (bits/dim)", _each(gap, images, cov), limit)
+
+
+def audit_partition(
+    model: EnergyModel,
+    targets: Mapping[str, Covariance],
+    *,
+    steps: int = 250,
+    chains: int = 128,
+    population: int = 16,
+    limit: float = 0.01,
+    generator: torch.Generator | None = None,
+) -> list[Check]:
+    """(b) log Z(Σ)/d at every target, in nats.
+
+    Arguments:
+        targets: Σ (1, C, H, W) by name, each nowhere above the one before, in one basis.
+        steps, chains, population, generator: of :func:`log_partition`.
+    """
+    result = log_partition(model, list(targets.values()), steps=steps, chains=chains, population=population, generator=generator)
+    d = next(iter(targets.values())).values[0].numel()
+    rows = zip(targets, (result.log_z / d).tolist(), (result.standard_error / d).tolist(), strict=True)
+    return [Check.near_zero("log Z", name, "log Z/d (nats)", value, error, limit) for name, value, error in rows]
+
+
+def audit_gradient(
+    model: EnergyModel,
+    images: Tensor,
+    cov: Covariance,
+    *,
+    where: str = "",
+    limit: float = 0.01,
+    errors: float = 3.0,
+    generator: torch.Generator | None = None,
+) -> Check:
+    """(c) E_y[∂U/∂ℓ_k] = 0, ℓ = log λ: the mean over images and coordinates, in nats/dim.
+
+    Arguments:
+        images: x, (N, C, H, W), dequantised. cov: Σ, (1, C, H, W). where: its name.
+        limit, errors: the mean is at most ``limit``, and at most so many standard errors.
+        generator: source of the noise.
+    """
+
+    def slope(x: Tensor, own: Covariance) -> Tensor:
+        return model(x + own.sample(generator), own).grad_logvar.flatten(1).mean(1)
+
+    return Check.mean_near_zero("gradient", where, "mean ∂U/∂ℓ (nats/dim)", _each(slope, images, cov), limit, errors)
+
+
+def audit_paths(
+    model: EnergyModel,
+    images: Tensor,
+    first: Sequence[Covariance],
+    second: Sequence[Covariance],
+    *,
+    where: str = "",
+    nodes: int = 8,
+    limit: float = 0.01,
+    generator: torch.Generator | None = None,
+) -> Check:
+    """(d) The energy difference between two covariances along two paths, from both gradients: mean |difference of the two| in nats/dim.
+
+    Arguments:
+        images: x, (N, C, H, W), dequantised.
+        first, second: waypoints (1, C, H, W), straight in log λ between them; both paths have the same ends, and each has one basis.
+        nodes: of Gauss's quadrature, for every piece.
+        generator: source of the noise.
+
+    Raises:
+        ValueError: paths with different ends.
+    """
+    for a, b in ((first[0], second[0]), (first[-1], second[-1])):
+        if not torch.allclose(a.values, b.values, rtol=1e-6) or not (a.basis == b.basis or a.is_white()):
+            raise ValueError("paths: wanted two with the same ends, white if the bases differ")
+    gaps = []
+    for rows in chunks(len(images), images.shape[1:]):
+        x = images[rows].double()
+        z = normal(x.shape, generator, x)
+        gaps.append((path_integral(model, x, z, second, nodes) - path_integral(model, x, z, first, nodes)).abs() / x[0].numel())
+    return Check.mean_near_zero("paths", where, "|difference| (nats/dim)", torch.cat(gaps), limit)
+
+
+@torch.no_grad()
+def path_integral(model: EnergyModel, x: Tensor, z: Tensor, waypoints: Sequence[Covariance], nodes: int = 8) -> Tensor:
+    """U(x + Σ_b^{1/2} z, Σ_b) − U(x + Σ_a^{1/2} z, Σ_a) = ∫ Σ_k [∂U/∂ℓ_k + ½ √λ_k (Bz)_k (B∇U)_k] dℓ_k from Σ_a to Σ_b, (N,), nats.
+
+    The image's noise grows along the path, so that y stays where p(y given Σ) is.
+
+    Arguments:
+        x, z: images and white noise, (N, C, H, W).
+        waypoints: Σ_a, …, Σ_b, each (1, C, H, W), in one basis.
+        nodes: of Gauss's quadrature, for every piece.
+    """
+    at, weights = (0.5 * v for v in np.polynomial.legendre.leggauss(nodes))
+    basis, total = waypoints[0].basis, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    noise = basis.forward(z.double())
+    for a, b in pairwise(waypoints):
+        rate = (b.values.double() / a.values.double()).log()
+        for tau, weight in zip(0.5 + at, weights, strict=True):
+            cov = a.replace(a.values.double() * (float(tau) * rate).exp()).expand(len(x))
+            shift = cov.values.sqrt() * noise
+            now = model(x.double() + basis.inverse(shift), cov)
+            total += float(weight) * (rate * (now.grad_logvar + 0.5 * shift * basis.forward(now.grad_y))).flatten(1).sum(1)
+    return total
+
+
+@torch.no_grad()
+def audit_variance(
+    model: EnergyModel,
+    images: Tensor,
+    cov: Covariance,
+    *,
+    where: str = "",
+    samples: int = 16,
+    sampler: Sampler | None = None,
+    limit: float = 0.1,
+    generator: torch.Generator | None = None,
+) -> list[Check]:
+    """(f) Posterior variance from one call against the squared error of the denoised image and the variance of posterior samples.
+
+    Two relative errors of the mean over images and over the coordinates with λ ≤ c. If there are none, all coordinates count and
+    nothing is asked: there the variance is a small difference of large numbers.
+
+    Arguments:
+        images: x, (N, C, H, W), dequantised. cov: Σ, (1, C, H, W). where: its name.
+        samples: S ≥ 2, draws for each image.
+        sampler: of p(x given y); 50 steps of "sde-2m" if None. It must end "noisy", and its own error counts.
+        limit: on the relative errors.
+        generator: source of the noise, and of the samples' seeds.
+    """
+    sampler = sampler or Sampler("sde-2m", final="noisy")
+    if samples < 2 or sampler.final != "noisy":
+        raise ValueError(f"samples: wanted at least 2 and a sampler that ends 'noisy', got {samples} and {sampler.final!r}")
+    prior = model.statistics.variance_in(cov.basis, *images.shape[-2:], cov.values)
+    small = cov.values <= prior
+    judged = bool(small.any())
+    used = small if judged else torch.ones_like(small)
+    x = images.double()
+    own = Covariance(cov.values.double(), cov.basis).expand(len(x))
+    y = x + own.sample(generator)
+    at = evaluate(model, y, own)
+    seeds = torch.randint(2**40, (len(x),), generator=generator, device=x.device).tolist()
+    drawn = sampler.sample(model, lambda generators: observed_exactly(y, own), y.shape, samples, seeds, y).samples
+    spread = torch.stack([own.basis.power(s - drawn.mean(0)) for s in drawn]).sum(0) / (samples - 1)
+    # The samples are x_0 = x + n_0 at the end Σ_0: given y, n_0 is R (y − x) and a remainder of variance (1 − R) λ_0, R = λ_0/λ.
+    end = sampler.schedule.end(own).values
+    kept = 1 - end / own.values
+    within = (spread - kept * end) / kept.square()
+    sums = [(used * v).flatten(1).sum(1) for v in (at.posterior_variance, own.basis.power(x - at.denoised), within)]
+    checks = []
+    for what, other in (("error", sums[1]), ("samples", sums[2])):
+        value, error = ratio_minus_one(sums[0], other)
+        check = Check.near_zero("variance", where, f"one call/{what} − 1", value, error, limit)
+        checks.append(check if judged else Check("variance", where, check.what, value, error))
+    return checks
+
+
+def observed_exactly(y: Tensor, cov: Covariance) -> Observation:
+    """y itself as the observation, all of it observed."""
+    return Observation(y, cov, torch.ones_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+
+
+def ratio_minus_one(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
+    """Mean of paired values (N,) over mean of others, minus 1, and its standard error by the delta method."""
+    ratio = numerator.mean() / denominator.mean()
+    spread = (numerator - ratio * denominator).std() if len(numerator) > 1 else torch.tensor(math.nan)
+    return float(ratio - 1), float(spread / (denominator.mean().abs() * len(numerator) ** 0.5))
+
+
+def evaluate(model: EnergyModel, y: Tensor, cov: Covariance) -> Evaluation:
+    """The model at many y, in pieces of a size that memory allows."""
+    parts = [model(y[rows], cov[rows]) for rows in chunks(len(y), y.shape[1:])]
+    ratios = [p.variance_ratio for p in parts if p.variance_ratio is not None]
+    columns = (torch.cat([getattr(p, name) for p in parts]) for name in ("energy", "grad_y", "grad_logvar"))
+    return Evaluation(y, cov, *columns, torch.cat(ratios) if ratios else None)
+
+
+def _each(function: Callable[[Tensor, Covariance], Tensor], images: Tensor, cov: Covariance) -> Tensor:
+    """``function`` of float64 images and their Σ, in pieces, (N,)."""
+    cov = cov.replace(cov.values.double())
+    parts = []
+    for rows in chunks(len(images), images.shape[1:]):
+        x = images[rows].double()
+        parts.append(function(x, cov.expand(len(x))))
+    return torch.cat(parts)

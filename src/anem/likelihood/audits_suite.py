@@ -1,0 +1,189 @@
+"""All six audits of a model, at the covariances that a user meets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
+from anem.covariance import Covariance, as_basis
+from anem.energy import EnergyModel
+from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
+from anem.likelihood.audits_ranks import audit_ranks
+from anem.operators import LinearOperator, make_operator
+from anem.sample import Geometric, Sampler
+from anem.statistics import DataStatistics
+
+__all__ = ["Audit", "AuditSize", "audits", "family_covariances"]
+
+SIGMA = 0.05
+"""Standard deviation of the noise in measurements."""
+
+LEVELS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Variances of white noise at which variances are compared; likelihoods at the first, the third and the last."""
+
+
+@dataclass(frozen=True)
+class AuditSize:
+    """How much is measured. Images are used from the first on, and there must be at least ``most`` of them for the figures to be decided.
+
+    Arguments:
+        flow, flow_steps: images and steps of the probability flow.
+        chains, population, steps: of log Z.
+        gradient: images. paths, nodes: images, and nodes a piece of the path.
+        truths, samples: of the ranks. variance, draws: images, and samples of each. sampling: steps of every sample.
+    """
+
+    flow: int = 128
+    flow_steps: int = 100
+    chains: int = 128
+    population: int = 16
+    steps: int = 250
+    gradient: int = 1000
+    paths: int = 64
+    nodes: int = 8
+    truths: int = 400
+    samples: int = 19
+    variance: int = 128
+    draws: int = 16
+    sampling: int = 50
+
+    @classmethod
+    def quick(cls) -> AuditSize:
+        """Within a minute on two cores for 28 × 28 pixels."""
+        chains = {"chains": 8, "population": 1, "steps": 20}
+        return cls(flow=4, flow_steps=10, gradient=32, paths=4, truths=12, samples=5, variance=6, draws=4, sampling=8, **chains)
+
+    @property
+    def most(self) -> int:
+        """Images that some audit uses."""
+        return max(self.flow, self.gradient, self.paths, self.truths, self.variance)
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """One audit, not yet run.
+
+    Arguments:
+        name: such as ``"flow/white 1e-2"``.
+        run: makes its figures.
+    """
+
+    name: str
+    run: Callable[[], list[Check]] = field(repr=False)
+
+
+def family_covariances(
+    shape: tuple[int, int, int, int], statistics: DataStatistics, lambda_min: float, seed: int, families: tuple[Family, ...] = FAMILIES
+) -> dict[str, Covariance]:
+    """One draw from every family of p(Σ) that the image size has a basis for, (1, C, H, W), float64."""
+    found = {}
+    for family in families:
+        try:
+            as_basis(family.basis).check_size(*shape[-2:])
+        except ValueError:
+            continue
+        noise, generator = NoiseConfig(lambda_min=lambda_min, only=(family.name,)), _generator(seed, "family", family.name)
+        drawn = draw_covariances(shape, statistics, noise, generator, families).cov[:1]
+        found[family.name] = Covariance(drawn.basis.symmetrise(drawn.values.double()), drawn.basis)
+    return found
+
+
+def audits(
+    model: EnergyModel,
+    images: Tensor,
+    size: AuditSize | None = None,
+    *,
+    seed: int = 0,
+    lambda_min: float = 1e-8,
+) -> Iterator[Audit]:
+    """All audits of a model, the cheap ones first; each runs by itself and depends on the seed and its name only.
+
+    Arguments:
+        model: the energy.
+        images: held-out images, (N, C, H, W), dequantised, on the model's device.
+        size: how much is measured.
+        seed: of all random numbers.
+        lambda_min: smallest variance the model is meant for.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    if images.ndim != 4 or len(images) < 2:
+        raise ValueError(f"images: wanted at least two, (N, C, H, W), got {tuple(images.shape)}")
+    size = size or AuditSize()
+    shape = (1, *images.shape[1:])
+
+    def white(variance: float, basis: str = "pixel") -> Covariance:
+        return Covariance.white(variance, shape, basis, images.double())
+
+    def source(name: str) -> torch.Generator:
+        return _generator(seed, name, device=images.device)
+
+    families = {n: c.to(images.device) for n, c in family_covariances(shape, model.statistics, lambda_min, seed).items()}
+    run: Callable[..., Check | list[Check]]
+    for where, cov in ({f"white {v:g}": white(v) for v in LEVELS} | families).items():
+        yield _one(partial(audit_gradient, model, images[: size.gradient], cov, where=where), f"gradient/{where}", source)
+    for where, way in _paths(white, shape).items():
+        straight = [white(LEVELS[0]), white(LEVELS[-1])]
+        run = partial(audit_paths, model, images[: size.paths], straight, way, where=where, nodes=size.nodes)
+        yield _one(run, f"paths/{where}", source)
+    sampler = Sampler("sde-2m", final="noisy", schedule=Geometric(size.sampling))
+    for v in LEVELS:
+        run = partial(audit_variance, model, images[: size.variance], white(v), where=f"white {v:g}", samples=size.draws, sampler=sampler)
+        yield _one(run, f"variance/white {v:g}", source)
+    for v in LEVELS[::2]:
+        run = partial(audit_flow, model, images[: size.flow], white(v), where=f"white {v:g}", steps=size.flow_steps)
+        yield _one(run, f"flow/white {v:g}", source)
+    ends = {f"white {v:.3g}": white(v) for v in (model.statistics.lambda_max, *LEVELS[::-2], lambda_min)}
+    for where, targets in ({"white levels": ends} | {name: {name: cov} for name, cov in families.items()}).items():
+        run = partial(audit_partition, model, targets, steps=size.steps, chains=size.chains, population=size.population)
+        yield _one(run, f"log Z/{where}", source)
+    for where, operator in _tasks(shape).items():
+        ranks = partial(audit_ranks, model, images[: size.truths], operator, SIGMA, where=where, samples=size.samples, sampler=sampler)
+        yield Audit(f"ranks/{where}", partial(ranks, seed=seed))
+
+
+def _one(run: Callable[..., Check | list[Check]], name: str, source: Callable[[str], torch.Generator]) -> Audit:
+    def made() -> list[Check]:
+        found = run(generator=source(name))
+        return found if isinstance(found, list) else [found]
+
+    return Audit(name, made)
+
+
+def _tasks(shape: tuple[int, ...]) -> dict[str, LinearOperator]:
+    """Degradations whose posteriors are calibrated: the centre box, and few random pixels left."""
+    return {"inpaint-box": make_operator("inpaint-box", shape), "inpaint-random": make_operator("inpaint-random", shape)}
+
+
+def _paths(white: Callable[..., Covariance], shape: tuple[int, ...]) -> dict[str, list[Covariance]]:
+    """Detours from the least to the largest level: one half of the image first, high frequencies first, details of blocks first."""
+    low, high = LEVELS[0], LEVELS[-1]
+    height, width = shape[-2:]
+    detours = {}
+    for name, basis in {"pixels": "pixel", "frequencies": "fourier", "blocks": "dct2"}.items():
+        try:
+            first, last = white(low, basis), white(high, basis)
+        except ValueError:
+            continue
+        grid = first.basis.frequencies(height, width)
+        if grid is None:
+            early = torch.arange(width) < width // 2
+        else:
+            radius = grid.square().sum(0)
+            early = radius > radius.median() if basis == "fourier" else radius > 0
+        middle = torch.where(early.to(first.values.device), last.values, first.values)
+        detours[f"{name}, detour"] = [first, first.replace(middle), last]
+    return detours
+
+
+def _generator(seed: int, *labels: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on the seed and the labels only."""
+    digest = hashlib.sha256(repr((seed, *labels)).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
