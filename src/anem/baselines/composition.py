@@ -42,7 +42,7 @@ class _Composed(Target):
 
 @dataclass(frozen=True)
 class Composition:
-    """MALA on U(x, σ²I) + ½ ‖Hx − m‖² at falling σ, the noise of x added to that of m; then one denoising.
+    """MALA on U(x, σ²I) + ½ ‖Hx − m‖² at falling σ, the noise of x added to that of m; a reverse step between levels, one denoising at the end.
 
     Network calls: levels · (1 + corrector.steps).
 
@@ -79,11 +79,14 @@ class Composition:
     def _sample(self, observation: Observation, noise: Noise) -> Tensor:
         target, x = _Composed(observation), observation.y
         step_size = self.corrector.initial_step_size(x)
-        for sigma in self._sigmas():
+        sigmas = self._sigmas()
+        for sigma, then in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
             now = self.model(x, Covariance.white(sigma**2, x.shape, like=x))
             corrected = self.corrector.correct(self.model, now, target, step_size, noise)
             now, step_size = corrected.evaluation, corrected.step_size
-            x = now.y
+            # One reverse step by the composed gradient: the chain then starts close to its new target.
+            drift = (sigma**2 - then**2) * target.state(now).gradient
+            x = now.y + drift + then * (1 - (then / sigma) ** 2) ** 0.5 * noise.normal(x)
         return now.denoised
 
     def _sigmas(self) -> Sequence[float]:

@@ -28,6 +28,7 @@ class REDDiff:
         learning_rate: of Adam, for images in [−1, 1]; the authors' 0.1 (0.25 to 0.5 in their scripts).
         steps: network calls, 100 to 1000.
         betas: of Adam.
+        regularised: ε of the inverse h*/(|h|² + ε) that μ starts from; the authors' operators cut singular values off below 0.03.
         bars: ᾱ of every step, in place of ``steps`` of the linear β schedule.
         samples: S; they differ by the noise that the optimisation sees, and are no posterior draws.
 
@@ -40,6 +41,7 @@ class REDDiff:
     learning_rate: float = 0.1
     steps: int = 1000
     betas: tuple[float, float] = (0.9, 0.99)
+    regularised: float = 1e-3
     bars: Sequence[float] | None = None
     samples: int = 1
 
@@ -56,7 +58,7 @@ class REDDiff:
         grey = torch.full(operator.image_shape(measurement.shape), 0.5).to(measurement)
         # In u = 2x − 1: m_u = 2m − H1, so that what was not measured starts at mid-grey.
         target = 2 * (measurement - operator(grey))
-        mu = operator.pseudo_inverse(target)
+        mu = operator.pseudo_inverse(target, self.regularised)
         adam = torch.optim.Adam([mu], lr=self.learning_rate, betas=self.betas)
         for bar in alpha_bars(self.steps)[:-1] if self.bars is None else self.bars:
             mu.grad = self._gradient(mu, target, operator, bar, normal(mu.shape, generators, mu))
