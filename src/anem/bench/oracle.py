@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from anem.bench.harness import Context
-from anem.bench.variants import VARIANTS, train_variant
+from anem.bench.variants import VARIANTS, Variant, train_variant
 from anem.corruptions import FAMILIES, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import ImageData
@@ -40,7 +40,7 @@ from anem.train import Parts, TrainConfig
 from anem.train.config import CheckpointConfig, EMAConfig, EvaluationConfig, LogConfig, ModelConfig, OptimiserConfig
 from anem.train.parts import loss_function, network_config
 
-__all__ = ["BIAS", "METRICS", "Cases", "draw_cases", "errors", "groups", "run", "summarise"]
+__all__ = ["BIAS", "METRICS", "Cases", "draw_cases", "errors", "groups", "learn", "run", "summarise"]
 
 PRIORS = ("gaussian", "mixture")
 BATCH = 64
@@ -174,11 +174,21 @@ def _run_prior(context: Context, name: str, folder: Path, size: _Size) -> None:
         untrained = EnergyNetwork(NetworkConfig.preset("tiny"), DataStatistics.fit(data.images[: size.statistics]))
         _report(context, name, "untrained", untrained, prior, cases)
     for variant in wanted:
-        config = variant.config(_training(prior, str(folder), context.seed, size), prior.means[0].numel())
-        model = train_variant(config, _parts(config, data))
+        model = _train(prior, variant, folder, context.seed, size, data)
         if variant.name == "default":
             _report_anchor(context, name, model, prior)
         _report(context, name, variant.name, model, prior, cases)
+
+
+def learn(prior: GaussianMixture, folder: Path, seed: int, generator: torch.Generator, quick: bool = False) -> EnergyNetwork:
+    """The default variant as this bench trains it on a prior, in ``folder``: the model that is there if it is complete."""
+    size = QUICK if quick else FULL
+    return _train(prior, VARIANTS[0], folder, seed, size, ImageData(_images(prior, size.images, generator)))
+
+
+def _train(prior: GaussianMixture, variant: Variant, folder: Path, seed: int, size: _Size, data: ImageData) -> EnergyNetwork:
+    config = variant.config(_training(prior, str(folder), seed, size), prior.means[0].numel())
+    return train_variant(config, _parts(config, data))
 
 
 def _last(prior: str, variant: str) -> str:

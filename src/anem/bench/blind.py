@@ -1,0 +1,286 @@
+"""Blind estimation: the box, the noise and the blur found from one degraded image each, and the kind of degradation.
+
+Nothing is known but the family, whose ranges are the package's own; nothing is tuned. Boxes have sides of 6 to 22 in turn. An estimate is
+right if its side is within one pixel; errors of σ and of the blur's width are relative, their medians over images. A coverage is the share
+of 90 % intervals that hold the truth.
+
+* box: noise of σ_in inside a centred box and σ_out outside. Beside the model: "base", the Gaussian energy of independent coordinates that
+  the network starts from, and the models of ``anem bench ablation`` (w = 0, and the default at as many images) where they were trained.
+* blur: Gaussian, widths of 0.6 to 2.5 in turn.
+* family: each image degraded by a box, a blur and white noise in turn, with the same expected squared error of the measurement, that of the
+  blur; the chosen family is the one of the highest marginal evidence.
+* 8 × 8: images of a mixture of eight Gaussians, judged by its exact energy and by a small network trained on draws of it (as in
+  ``anem bench oracle``): "loss" is the exact energy's share of right answers less the network's.
+
+Pictures of all estimates are beside the report. Needs ``make data``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anem.bench.ablation import IMAGES
+from anem.bench.blind_plot import plot_estimates
+from anem.bench.harness import Context
+from anem.bench.oracle import learn, make_prior
+from anem.blind import FAMILIES, Choice, Estimate, Family, choose, estimate
+from anem.covariance import Covariance
+from anem.data import load_dataset, mnist
+from anem.energy import EnergyModel
+from anem.hub import load
+from anem.statistics import DataStatistics
+
+__all__ = ["BaseEnergy", "Size", "family_measurements", "run", "summarise"]
+
+OUTSIDE, RATIOS = (0.1, 0.3), (1.5, 2.0, 3.0, 30.0)
+"""σ_out, and σ_in/σ_out."""
+
+SIGMAS = (0.01, 0.05)
+"""σ of blurred images."""
+
+ABLATION = {"w = 0": "weight-0", "default of the ablation": "default"}
+"""Folders of the ablation bench, by the names in the figures."""
+
+_FILE = str.maketrans({"/": "-", " ": "-", ",": None, "×": "x", "σ": "sigma", "=": "is"})
+"""From names of figures to names of files."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured.
+
+    Arguments:
+        images: a row. beside: images of a row for the models of the ablation. outside, ratios, sigmas: the rows.
+        families: images of the choice of family, each degraded in one way. small: images of a row at 8 × 8.
+        budget: of :func:`anem.blind.estimate`; with 900 the sides and errors of σ were those of 5000.
+        draws: of what is not observed.
+    """
+
+    images: int = 200
+    beside: int = 64
+    outside: tuple[float, ...] = OUTSIDE
+    ratios: tuple[float, ...] = RATIOS
+    sigmas: tuple[float, ...] = SIGMAS
+    families: int = 201
+    small: int = 200
+    budget: int = 900
+    draws: int = 4
+
+    @classmethod
+    def quick(cls) -> Size:
+        """Within a minute on two cores."""
+        return cls(images=1, beside=0, outside=(0.1,), ratios=(3.0,), sigmas=(0.05,), families=1, small=3, budget=300, draws=1)
+
+
+class BaseEnergy(EnergyModel):
+    """The Gaussian energy of independent coordinates, U₀ = Σ ½[ρ²/t + log 2πt] with t = c + λ, from the data statistics alone."""
+
+    def __init__(self, statistics: DataStatistics) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+    def energy(self, y: Tensor, cov: Covariance) -> Tensor:
+        t = cov.values + self.statistics.variance_in(cov.basis, y.shape[-2], y.shape[-1], y)
+        return 0.5 * (self.statistics.residual(y, cov.basis).square() / t + (2 * math.pi * t).log()).flatten(1).sum(1)
+
+
+def run(context: Context) -> None:
+    """The cheap sections first."""
+    size = Size.quick() if context.quick else Size()
+    model = load(context.model)
+    images = (
+        load_dataset(mnist(context.split, str(context.data / "mnist.npz"))).batch(torch.arange(max(size.images, size.families))).double()
+    )
+    _small(context, size)
+    for sigma in size.sigmas:
+        _blur(context, model, images, sigma, size)
+    _families(context, model, images, size)
+    for outside in size.outside:
+        for ratio in size.ratios:
+            _box(context, model, images, outside, ratio, size)
+
+
+# --- degraded images and what is said about them ---
+
+
+def _measurements(context: Context, images: Tensor, family: Family, theta: Sequence[Sequence[float]], *labels: str | int) -> Tensor:
+    """Every image (N, C, H, W) degraded by the family with its row of θ."""
+    generator = context.generator("noise", *labels)
+    settings = torch.tensor(theta, dtype=images.dtype)
+    operator, sigma = family.degradation(settings)
+    return operator.measure(images, sigma, generator)
+
+
+def _estimates(model: EnergyModel, measurements: Tensor, family: Family, size: Size) -> Iterator[Estimate]:
+    for m in measurements.split(1):
+        yield estimate(model, m, family, draws=size.draws, budget=size.budget)
+
+
+def summarise(found: Sequence[Estimate], theta: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Over images: the share of integers within one and exact, medians of relative errors, shares of 90 % intervals that hold the truth."""
+    truth, got = torch.tensor(theta, dtype=torch.float64), torch.stack([e.theta for e in found]).double()
+    intervals = torch.stack([e.posterior.interval(0.9) for e in found])
+    covered = ((intervals[..., 0] <= truth) & (truth <= intervals[..., 1])).double().mean(0)
+    summary: dict[str, float] = {}
+    for a, (name, parameter) in enumerate(found[0].family.parameters.items()):
+        error = (got[:, a] - truth[:, a]).abs()
+        if parameter.continuous:
+            summary[f"{name}, median relative error"] = float((error / truth[:, a]).median())
+        else:
+            summary[f"{name} within one"] = float((error <= 1).double().mean())
+            summary[f"{name} exact"] = float((error == 0).double().mean())
+        summary[f"{name}, coverage of 90 % intervals"] = float(covered[a])
+    return summary
+
+
+def _report(context: Context, key: str, found: Sequence[Estimate], theta: Sequence[Sequence[float]], aims: dict[str, str]) -> None:
+    plot_estimates(found, theta, key, context.out / f"{key.translate(_FILE)}.png")
+    for name, value in summarise(found, theta).items():
+        context.figure(f"{key}/{name}", value, aim=aims.get(name), quick=False)
+
+
+# --- box ---
+
+
+def _boxes(count: int, outside: float, ratio: float, low: int = 6, high: int = 22) -> list[tuple[float, float, float]]:
+    """(side, σ_in, σ_out) of ``count`` images."""
+    return [(low + i % (high - low + 1), ratio * outside, outside) for i in range(count)]
+
+
+def _box(context: Context, model: EnergyModel, images: Tensor, outside: float, ratio: float, size: Size) -> None:
+    row, family = f"box/σ_out {outside:g}, ratio {ratio:g}", FAMILIES["box"](images.shape)
+    for name, judged, count in _beside(context, model, size):
+        last = f"{row}/{name}/sigma_out, coverage of 90 % intervals"
+        if context.done(last) or count == 0:
+            continue
+        theta = _boxes(size.images, outside, ratio)
+        measured = _measurements(context, images[: size.images], family, theta, "box", str(outside), str(ratio))
+        found = list(_estimates(judged, measured[:count], family, size))
+        aims = {"side within one": "≥ 0.95"} if ratio >= 2 and judged is model else {}
+        aims |= {f"{s}, median relative error": "≤ 0.1" for s in ("sigma_in", "sigma_out")} if judged is model else {}
+        _report(context, f"{row}/{name}", found, theta[:count], aims)
+
+
+def _beside(context: Context, model: EnergyModel, size: Size) -> Iterator[tuple[str, EnergyModel, int]]:
+    """The model and those beside it, by name, each with the number of images it is judged on."""
+    yield "model", model, size.images
+    yield "base", BaseEnergy(model.statistics), size.images
+    for name, folder in ABLATION.items():
+        path = Path("runs/ablation", str(context.images or IMAGES), folder, "model")
+        if path.is_dir() and size.beside:
+            yield name, load(str(path)), size.beside
+
+
+# --- blur ---
+
+
+def _widths(count: int, low: float = 0.6, high: float = 2.5) -> list[float]:
+    """Equally spaced, and shuffled so that any part of them spans the range: multiples of the golden ratio, modulo 1."""
+    return [low + (high - low) * (i * 0.6180339887498949 % 1.0) for i in range(count)]
+
+
+def _blur(context: Context, model: EnergyModel, images: Tensor, sigma: float, size: Size) -> None:
+    row, family = f"blur/σ {sigma:g}", FAMILIES["blur"](images.shape)
+    if context.done(f"{row}/sigma, coverage of 90 % intervals"):
+        return
+    theta = [(width, sigma) for width in _widths(size.images)]
+    found = list(_estimates(model, _measurements(context, images[: size.images], family, theta, "blur", str(sigma)), family, size))
+    aims = {f"{name}, median relative error": "≤ 0.1" for name in ("std", "sigma")} | {"std, coverage of 90 % intervals": "0.85–0.95"}
+    _report(context, row, found, theta, aims)
+
+
+# --- choice of family ---
+
+CHOSEN = ("box", "blur", "white")
+
+
+def family_measurements(
+    images: Tensor, widths: Sequence[float], generator: torch.Generator, sigma: float = 0.05
+) -> tuple[Tensor, list[str]]:
+    """Images (N, C, H, W) degraded by a box, a blur and white noise in turn, all with E‖m − x‖² that of the blur: m and the families.
+
+    Boxes have σ_in = 3 σ_out and sides of 2/7 to 4/7 of the image's in turn.
+    """
+    least = images.shape[-1] * 2 // 7
+    d, names, measured = images[0].numel(), [CHOSEN[i % 3] for i in range(len(images))], []
+    for i, (x, width, name) in enumerate(zip(images.split(1), widths, names, strict=True)):
+        blurred = FAMILIES["blur"](x.shape).degradation(x.new_tensor([[width, sigma]]))[0](x)
+        error = float((blurred - x).square().mean()) + sigma**2
+        side = least + i // 3 % (least + 1)
+        outside = (error / (1 + 8 * side**2 / d)) ** 0.5
+        theta = {"box": [side, 3 * outside, outside], "blur": [width, sigma], "white": [error**0.5]}[name]
+        operator, std = FAMILIES[name](x.shape).degradation(x.new_tensor([theta]))
+        measured.append(operator.measure(x, std, generator))
+    return torch.cat(measured), names
+
+
+def _families(context: Context, model: EnergyModel, images: Tensor, size: Size) -> None:
+    if context.done("family/right"):
+        return
+    images = images[: size.families]
+    measured, truth = family_measurements(images, _widths(len(images), 0.8, 1.8), context.generator("families"))
+    _report_choices(context, "family", _choices(model, measured, size), truth, "≥ 0.95")
+
+
+def _choices(model: EnergyModel, measured: Tensor, size: Size) -> list[Choice]:
+    families = [FAMILIES[name](measured.shape) for name in CHOSEN]
+    return [choose(model, m, families, draws=size.draws, budget=size.budget) for m in measured.split(1)]
+
+
+def _report_choices(context: Context, key: str, choices: Sequence[Choice], truth: Sequence[str], aim: str | None) -> None:
+    right = [CHOSEN[c.order[0]] == name for c, name in zip(choices, truth, strict=True)]
+    for name in CHOSEN:
+        of = [r for r, t in zip(right, truth, strict=True) if t == name]
+        if of:
+            context.figure(f"{key}/right where it was {name}", sum(of) / len(of))
+    context.figure(f"{key}/right", sum(right) / len(right), aim=aim, quick=False)
+
+
+# --- 8 × 8 ---
+
+
+def _small(context: Context, size: Size) -> None:
+    """The exact energy beside a learned one."""
+    if context.done("8 × 8/family/loss"):
+        return
+    prior = make_prior("mixture")
+    learned = learn(prior, context.out / "models", context.seed, context.generator("8 × 8", "training"), context.quick)
+    x = prior.sample(size.small, context.generator("8 × 8"))
+    shares: dict[str, list[float]] = {}
+    sections: dict[str, Callable[[EnergyModel, str], float]] = {
+        "box": lambda model, key: _small_box(context, model, x, key, size),
+        "blur": lambda model, key: _small_blur(context, model, x, key, size),
+        "family": lambda model, key: _small_families(context, model, x, key, size),
+    }
+    for section, share in sections.items():
+        shares[section] = [share(judged, f"8 × 8/{section}/{name}") for name, judged in (("exact", prior), ("learned", learned))]
+        context.figure(f"8 × 8/{section}/loss", shares[section][0] - shares[section][1])
+
+
+def _small_box(context: Context, model: EnergyModel, x: Tensor, key: str, size: Size) -> float:
+    family, theta = FAMILIES["box"](x.shape), _boxes(len(x), 0.1, 2.0, 2, 6)
+    found = list(_estimates(model, _measurements(context, x, family, theta, "8 × 8", "box"), family, size))
+    _report(context, key, found, theta, {})
+    return summarise(found, theta)["side within one"]
+
+
+def _small_blur(context: Context, model: EnergyModel, x: Tensor, key: str, size: Size) -> float:
+    """The share of widths found within 10 %."""
+    family, theta = FAMILIES["blur"](x.shape), [(width, 0.02) for width in _widths(len(x), 0.6, 1.5)]
+    found = list(_estimates(model, _measurements(context, x, family, theta, "8 × 8", "blur"), family, size))
+    _report(context, key, found, theta, {})
+    return sum(abs(float(e.theta[0]) / t[0] - 1) <= 0.1 for e, t in zip(found, theta, strict=True)) / len(found)
+
+
+def _small_families(context: Context, model: EnergyModel, x: Tensor, key: str, size: Size) -> float:
+    d = len(x)
+    measured, truth = family_measurements(x, _widths(d, 0.8, 1.8), context.generator("8 × 8", "families"))
+    choices = _choices(model, measured, size)
+    _report_choices(context, key, choices, truth, None)
+    return sum(CHOSEN[c.order[0]] == name for c, name in zip(choices, truth, strict=True)) / d
