@@ -13,6 +13,9 @@ BENCHES = {
     "samplers": "anem.bench.samplers",
     "digits": "anem.bench.digits",
     "ablation": "anem.bench.ablation",
+    "mala": "anem.bench.mala",
+    "schedules": "anem.bench.schedules",
+    "blind": "anem.bench.blind",
     "speed": "anem.bench.speed",
     "audit": "anem.bench.audit",
 }

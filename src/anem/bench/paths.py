@@ -50,7 +50,7 @@ def plot_paths(paths: Mapping[str, PathRecorder], file: Path) -> None:
     Frequencies are shown with zero in the middle; of several channels the first.
     """
     figure = Figure(figsize=(14, 2.4 * len(paths) + 0.3), layout="constrained")
-    grid = figure.subplots(len(paths), MAPS + 1, squeeze=False, width_ratios=[2.2] + MAPS * [1])
+    grid = figure.subplots(len(paths), MAPS + 1, squeeze=False, width_ratios=[2.2] + MAPS * [1.0])
     logs = {name: path.values.log10() for name, path in paths.items()}
     low, high = (float(f(torch.stack([f(v) for v in logs.values()]))) for f in (torch.min, torch.max))
     for row, (name, path) in zip(grid, paths.items(), strict=True):
