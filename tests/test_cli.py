@@ -144,6 +144,14 @@ def test_every_sampler_runs(sampler, pictures, anem_says):
     assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST)
 
 
+def test_the_path_of_the_noise_is_drawn_when_asked_for(pictures, anem_says, tmp_path):
+    common = ("restore", pictures / "a.png", "--task", "denoise", *FAST)
+    anem_says(*common, "--out", tmp_path / "without")
+    anem_says(*common, "--schedule", "variance", "--plot-schedule", "--out", tmp_path / "with")
+    drawn = {p.name for p in (tmp_path / "with").iterdir()} - {p.name for p in (tmp_path / "without").iterdir()}
+    assert drawn == {"schedule.png"} and Image.open(tmp_path / "with" / "schedule.png").width > 1000
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_runs(schedule, pictures, anem_says):
     assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--schedule", schedule, *FAST)

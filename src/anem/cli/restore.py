@@ -42,6 +42,8 @@ class Restore:
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
     schedule: Annotated[str, arg(metavar="NAME")] = "geometric"
     """path of the noise: geometric, or following the energy: energy (the paper's rule), variance"""
+    plot_schedule: Flag = False
+    """also draw the path of the first sample of the first image, schedule.png"""
     model: Model = "digits"
     seed: int = 0
     """of all random numbers"""
@@ -64,7 +66,7 @@ class Restore:
         if self.samples < 1 or self.steps < 1:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
         with new_folder(self.out) as folder:
-            result = self.restore()
+            result = self.restore(folder)
             result.write(folder)
             write_record(folder, result.record)
         if self.json:
@@ -73,8 +75,8 @@ class Restore:
             Console(highlight=False).print(table(result.record), f"pictures in {self.out}, all together in {self.out / 'sheet.png'}")
         return 0
 
-    def restore(self) -> Result:
-        """Degrade, sample and collect."""
+    def restore(self, folder: Path) -> Result:
+        """Degrade, sample and collect; the path goes to ``folder``."""
         import torch
 
         from anem.cli.files import read_images
@@ -91,7 +93,7 @@ class Restore:
         generators = generators_for(range(self.seed, self.seed + len(images)), self.device)
         measurement = self.degradation.apply(images, operator, generators)
         start = time.perf_counter()
-        with progress(self.steps) as callback:
+        with progress(self.steps) as bar, self.drawn_path(folder) as path:
             restoration = sample_posterior(
                 model,
                 measurement,
@@ -102,9 +104,9 @@ class Restore:
                 kernel=self.sampler,
                 schedule=as_schedule(self.schedule, self.steps),
                 seed=self.seed,
-                callback=callback,
+                callback=both(bar, path) if path else bar,
             )
-        seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
         observation = operator.observe(measurement, self.degradation.noise, model.statistics, torch.Generator(self.device).manual_seed(0))
         head = {"model": self.model} | self.degradation.record()
         head |= {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps, "calls": restoration.calls}
@@ -114,6 +116,28 @@ class Restore:
         prior = model.statistics.variance_in(observation.cov.basis, height, width, measurement)
         trusted = observation.cov.values <= 10 * prior
         return Result(head, names, None if real else images, operator, measurement, restoration, trusted)
+
+    @contextmanager
+    def drawn_path(self, folder: Path) -> Iterator[Callback | None]:
+        """What records the path of the first sample of the first image, which is drawn at the end; None if not asked for."""
+        if not self.plot_schedule:
+            yield None
+            return
+        from anem.bench.paths import PathRecorder, plot_paths
+
+        recorder = PathRecorder()
+        yield recorder
+        plot_paths({self.schedule: recorder}, folder / "schedule.png")
+
+
+def both(first: Callback, second: Callback) -> Callback:
+    """Two callbacks as one."""
+
+    def callback(step: int, state, cov, evaluation) -> None:
+        first(step, state, cov, evaluation)
+        second(step, state, cov, evaluation)
+
+    return callback
 
 
 def examples(model: str) -> tuple[Path, ...]:
