@@ -1,19 +1,19 @@
-"""The learned energy: an exactly normalised base plus a network correction that vanishes at the anchor.
+"""The learned energy: a normalised base without a network plus a network correction that vanishes at the anchor.
 
-With ρ = B(y − μ), c the data variance in the basis, t = c + λ and a = c/t,
+With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + λ and a = c/t,
 
-    U = Σ_k ½[ρ_k²/t_k + log 2πt_k]                             exact for Gaussian data; t_k = c_k^{1−h} c̄^h + λ_k
-      + Σ_p [(1 + g_p) s_p (δ_p + K(τ_p)) − K(τ̄_p)]             single pixels are not Gaussian
-      + Σ_k a_k ψ_k(Σ)                                          what that does to the mean
-      + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p          the rest
+    U = −log Σ_r w_r(Σ) exp(−U_r)                          a mixture of densities that need no training:
+                                                           Gaussian data, U_G = Σ_k ½[ρ_k²/t_k + log 2πt_k], and independent
+                                                           pixels of the right distribution, by every round of
+                                                           :mod:`anem.propagation`
+      + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p     the rest
+      + (1 − h) Σ_p g_p (δ_p + K_p)
 
-h(Σ) ∈ (0, 1) goes to 1 as pixels become known, see :meth:`EnergyNetwork._tempered`. F, e and g are outputs of one U-Net, ψ of a small
-network that sees Σ alone (:class:`~anem.nn.embedding.CovarianceConstant`).
-δ_p = −log p_mix(m; τ) + log p_Gauss(m; τ) compares a scalar mixture with a Gaussian prior for pixel p, both seen through a scalar
-observation of that pixel (see :class:`PixelObservations`); −K(τ) is its mean, s the share of independent pixels and τ̄ the noise that
-stands for all of Σ. The gate g scales the fluctuation alone: scaling the mean with it would make it a lever for the constant, which is ψ's.
-In the pixel basis m = y, τ = τ̄ = λ, s = 1, and U with g = ψ = F = e = 0 is the exact energy of independent mixture pixels.
-α_p = 1/(1 + τ/Var x). δ + K, K, α and √a vanish as λ → ∞, so U is normalised there by construction.
+F, e and g are outputs of one U-Net, the weights w and the damping of the propagation linear functions of the spectral summary of Σ.
+δ_p + K_p is the fluctuation of the energy of pixel p, α_p = 1/(1 + τ_p/Var x). As pixels get known, h goes to 0 and the spectrum is
+forgotten, c stands for c^h c̄^{1−h}, and the network is told the basis only as far as it matters (:meth:`EnergyNetwork._apart`), so that
+descriptions of the same weak white noise agree. All vanishes as λ → ∞ but U_G, so U is normalised there by construction; in the pixel basis
+the first line is so at all noise levels, exactly.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from torch.nn.functional import pad
 
 from anem.covariance import Basis, Covariance, Pixel, coherence
 from anem.energy import EnergyModel, Evaluation
-from anem.nn.embedding import SPECTRAL_FEATURES, CovarianceConstant, coordinate_features, spectral_features
+from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet
+from anem.propagation import propagate
 from anem.statistics import DataStatistics
 
 __all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
 
-_FORMAT = "anem-energy-2"
-_POWER = 1 / 3
+_FORMAT = "anem-energy-3"
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class NetworkConfig:
 
     Arguments:
         channels, blocks, attention, stem, embedding, norm, dropout: see :class:`anem.nn.unet.UNet`.
-        constant: hidden channels of the network ψ of Σ alone, 0 for none (anchored form only).
         form: "anchored", the energy of this module; "inner", the paper's ½⟨y, s(y, Σ)⟩ plus one constant fitted after training.
-        marginal: use the pixel marginals δ (anchored form only).
+        rounds: of expectation propagation between pixels and coordinates (anchored form only).
     """
 
     channels: tuple[int, ...] = (48, 96)
@@ -61,9 +60,8 @@ class NetworkConfig:
     embedding: int = 32
     norm: int = 0
     dropout: float = 0.0
-    constant: int = 48
     form: str = "anchored"
-    marginal: bool = True
+    rounds: int = 3
 
     def __post_init__(self) -> None:
         if self.form not in ("anchored", "inner"):
@@ -97,22 +95,9 @@ class TrainingGradients:
     grad_logvar: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class PixelObservations:
-    """What (y, Σ) says about each pixel on its own: m = x + N(0, τ), (B, C, H, W) each.
-
-    Arguments:
-        shift: m − μ. noise: τ.
-        share: independent pixel observations per pixel; the mean-field sum over pixels counts fluctuations this much.
-        likely: noise variance τ̄ that stands for all of Σ in the mean of δ.
-        spread: variance of x about μ.
-    """
-
-    shift: Tensor
-    noise: Tensor
-    share: Tensor
-    likely: Tensor
-    spread: Tensor
+def _bounded(x: Tensor, bound: float = 20.0) -> Tensor:
+    """x where it is small against ``bound``, and never beyond it."""
+    return x * torch.rsqrt(1 + (x / bound).square())
 
 
 class EnergyNetwork(EnergyModel):
@@ -131,7 +116,7 @@ class EnergyNetwork(EnergyModel):
         self.statistics = statistics
         colours = len(statistics.mean)
         anchored = config.form == "anchored"
-        features = (2 + 2 * config.marginal if anchored else 1) * colours
+        features = (4 if anchored else 1) * colours
         outputs = colours + 2 if anchored else colours
         self.unet = UNet(
             features,
@@ -145,10 +130,10 @@ class EnergyNetwork(EnergyModel):
             config.norm,
             config.dropout,
         )
-        self.constant = CovarianceConstant(colours, config.constant, self.unet.scope) if anchored and config.constant else None
-        self.temper = nn.Linear(SPECTRAL_FEATURES, 1)
-        nn.init.zeros_(self.temper.weight)
-        nn.init.constant_(self.temper.bias, -2 * math.log(4))
+        self.damp, self.weigh = nn.Linear(SPECTRAL_FEATURES, 1), nn.Linear(SPECTRAL_FEATURES, config.rounds + 2)
+        for layer in (self.damp, self.weigh):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}
 
@@ -168,7 +153,6 @@ class EnergyNetwork(EnergyModel):
         """U minus the base energy, (B,), differentiable in ρ and log λ."""
         variances = logvar.exp()
         t = c + variances
-        a = c / t
         log_ratio = (logvar - c.log()).to(self._dtype)
         summary = spectral_features(log_ratio, basis, self._windows)
         if self.config.form == "inner":
@@ -176,86 +160,40 @@ class EnergyNetwork(EnergyModel):
             ratio = basis.pixel_variance(variances).log() - basis.pixel_variance(c.expand_as(t)).log()
             (f,) = self._network([basis.inverse(white)], ratio, summary, (rho.shape[1],))
             return 0.5 * (white * (1 + c / variances).pow(0.25) * basis.forward(f)).flatten(1).sum(1)
-        pixels = self._pixel_observations(rho, variances, c, basis)
+        level = c.mean((2, 3), keepdim=True).expand_as(t)
+        share = torch.sigmoid(10 * self.damp(summary).to(rho) - 0.6)[:, :, None, None]
+        pixels = propagate(rho, variances, level, basis, self.statistics, self.config.rounds, share)
         ratio = pixels.noise / pixels.spread
         scale = pixels.spread.rsqrt()
-        apart = self._apart(logvar, ratio)
-        as_pixel = spectral_features(log_ratio, Pixel(), self._windows)
-        summary = torch.lerp(as_pixel, summary, apart.to(summary))
-        flat, tempering = self._tempered(rho, variances, c, ratio, summary)
-        white = rho * flat.rsqrt()
-        features = [basis.inverse(white), basis.inverse(rho * a) * scale]
-        energy = tempering
-        if self.constant is not None:
-            where = coordinate_features(basis, *rho.shape[-2:], log_ratio, self._windows)
-            energy = energy + apart[:, 0] * (a * self.constant(log_ratio, where, summary).to(rho)).flatten(1).sum(1)
-        fluctuation: Tensor | None = None
-        if self.config.marginal:
-            fluctuation, mean, posterior = self._marginals(pixels, rho)
-            features += [posterior * scale, (fluctuation + mean) / 4]
-            energy = energy + mean.flatten(1).sum(1)
+        # Where pixels are known the spectrum is forgotten, and so is the basis.
+        unknown = torch.sigmoid(2 * (ratio.log().mean((1, 2, 3), keepdim=True) + math.log(16)))
+        spectral = unknown * (1 - 1 / coherence(basis, c))
+        apart = self._apart(logvar, unknown).to(summary)
+        summary = torch.lerp(spectral_features(log_ratio, Pixel(), self._windows), summary, apart)
+        blend = torch.exp(level.log() + spectral * (c.log() - level.log()))
+        total, flat = blend + variances, level + variances
+        gaussian, independent = (
+            0.5 * (rho.square() * (1 / other - 1 / t) + torch.log(other / t)).flatten(1).sum(1) for other in (total, flat)
+        )
+        experts = torch.stack([gaussian, *(independent + pixels.energies)], 1)
+        base = -torch.logsumexp(torch.log_softmax(10 * self.weigh(summary).to(rho), 1) - experts, 1)
+        white = rho * total.rsqrt()
+        features = [basis.inverse(white), basis.inverse(rho * blend / total) * scale, pixels.posterior * scale, _bounded(pixels.delta / 4)]
         outputs = self._network(features, ratio.log(), summary, (rho.shape[1], 1, 1))
         field, density, gate = (o.to(rho) for o in outputs)
-        local = density[:, 0] / (1 + ratio).mean(1)
-        if fluctuation is not None:
-            local = local + (1 + gate[:, 0]) * fluctuation.sum(1)
-        inner = white * (1 + c / variances).pow(0.25) * a.sqrt() * basis.forward(field)
-        return energy + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
+        fluctuation = (1 - spectral) * _bounded(pixels.delta + pixels.divergence)
+        local = density[:, 0] / (1 + ratio).mean(1) + gate[:, 0] * fluctuation.sum(1)
+        inner = white * (1 + blend / variances).pow(0.25) * (blend / total).sqrt() * basis.forward(field)
+        return base + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
 
-    def _pixel_observations(self, rho: Tensor, variances: Tensor, c: Tensor, basis: Basis) -> PixelObservations:
-        """See :class:`PixelObservations`. In the pixel basis, and for white noise of small variance, it is (y − μ, λ, 1, λ).
-
-        There are two candidates: y itself with its own noise diag Σ, and what the Gaussian base says after borrowing from correlated
-        pixels, which has variance v against w explained and amounts to noise v(v + w)/w. Their errors are independent between pixels only
-        as far as their covariances V are diagonal there: ‖V‖²_F/‖diag V‖² pixels err together. The better one, counted so, wins.
-        """
-        each = c * variances / (c + variances)
-        v, w = basis.pixel_variance(each), basis.pixel_variance(c * c / (c + variances))
-        own, borrowed = basis.pixel_variance(variances), v * (v + w) / w
-        apart, together = coherence(basis, variances).log(), coherence(basis, each).log()
-        q = torch.sigmoid(2 * (borrowed.log() + together - own.log() - apart))
-        noise = torch.exp(borrowed.log() + q * (own.log() - borrowed.log()))
-        share = torch.exp(-together + q * (together - apart))
-        shift = basis.inverse(rho * c / (c + variances)) * (1 - q) * (v + w) / w + basis.inverse(rho) * q
-        # How well a pixel is known when most coordinates are: a power mean of the error spectrum, which neither a few lost frequencies nor
-        # a few perfect ones dominate. 1/τ̄ = 1/M(each) − 1/M(c) is λ in pixels, and infinite where nothing is observed.
-        power = c.pow(_POWER)
-        unknown = basis.pixel_variance(power.expand_as(each))
-        gained = basis.pixel_variance(power * -torch.expm1(-_POWER * torch.log1p(c / variances)))
-        likely = unknown.pow(1 / _POWER) / torch.expm1(-torch.log1p(-gained / unknown) / _POWER)
-        return PixelObservations(shift, noise, share, likely, v + w)
-
-    def _marginals(self, pixels: PixelObservations, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s (δ + K(τ)), −K(τ̄), and the posterior mean of each pixel minus μ, (B, C, H, W) each."""
-        marginal, centre = self.statistics.marginal, self.statistics.mean_image(like)
-        log_p, posterior = marginal(centre + pixels.shift, pixels.noise)
-        wide = pixels.spread + pixels.noise
-        delta = -0.5 * (torch.log(2 * math.pi * wide) + pixels.shift.square() / wide) - log_p
-        centred = delta + marginal.divergence(pixels.noise)
-        return pixels.share * centred, -marginal.divergence(pixels.likely), posterior - centre
-
-    def _apart(self, logvar: Tensor, ratio: Tensor) -> Tensor:
+    def _apart(self, logvar: Tensor, unknown: Tensor) -> Tensor:
         """How much it matters in which basis Σ is diagonal, (B, 1) in [0, 1].
 
         White noise is the same in every basis. Its energy differs only by the base, which knows the spectrum outside pixels, and that is
-        forgotten as noise gets small. There the network is told nothing but the noise level of the pixels, as if the basis were pixel.
+        forgotten as pixels get known. There the network is told nothing but the noise level of the pixels, as if the basis were pixel.
         """
         uneven = logvar.flatten(2).var(2, correction=0).mean(1, keepdim=True)
-        known = -ratio.log().flatten(1).mean(1, keepdim=True)
-        return 1 - torch.sigmoid(2 * known - 2 * math.log(4)) / (1 + 4 * uneven)
-
-    def _tempered(self, rho: Tensor, variances: Tensor, c: Tensor, ratio: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """t_h = c^{1−h} c̄^h + λ, and the Gaussian base energy with t_h in place of t minus the one with t, (B,).
-
-        Where noise is small, the pixel marginals already say most of what the spectrum says, and counting both is wrong by nats per
-        pixel; h, a function of Σ alone, fades the spectrum out there. Both energies are exactly normalised.
-        """
-        known = -ratio.log().flatten(1).mean(1, keepdim=True)
-        h = torch.sigmoid(2 * known + self.temper(summary).to(known))[:, :, None, None]
-        t = c + variances
-        flat = torch.exp(c.log() + h * (c.mean((2, 3), keepdim=True).log() - c.log())) + variances
-        difference = 0.5 * (rho.square() * (1 / flat - 1 / t) + torch.log(flat / t))
-        return flat, difference.flatten(1).sum(1)
+        return (4 * uneven + unknown.flatten(1)) / (1 + 4 * uneven)
 
     @property
     def _dtype(self) -> torch.dtype:

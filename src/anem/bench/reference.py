@@ -17,7 +17,7 @@ from torch.nn import functional
 from anem.covariance import Basis, Covariance, Fourier, Mixed
 from anem.marginal import ScalarMixture
 from anem.network import EnergyNetwork, TrainingGradients
-from anem.nn.embedding import CovarianceConstant, CovarianceEmbedding
+from anem.nn.embedding import CovarianceEmbedding
 from anem.nn.layers import Attention, Block, Conv
 from anem.nn.unet import UNet
 
@@ -69,19 +69,6 @@ class _Embedding(nn.Module):
     def forward(self, noise_map: Tensor, summary: Tensor) -> Tensor:
         channel = self.mix(functional.silu(self.summary(summary[:, :, None, None])))
         return functional.silu(self.out(functional.silu(self.local(noise_map) + channel)))
-
-
-class _Constant(nn.Module):
-    def __init__(self, source: CovarianceConstant) -> None:
-        super().__init__()
-        layers = (source.local, source.summary, source.mix, source.pooled, source.out)
-        self.local, self.summary, self.mix, self.pooled, self.out = map(_convolution, layers)
-
-    def forward(self, log_ratio: Tensor, where: Tensor, summary: Tensor) -> Tensor:
-        coordinates = torch.cat([log_ratio / 8, torch.sigmoid(-log_ratio), where.expand(log_ratio.shape[0], -1, -1, -1)], 1)
-        coordinates = coordinates.contiguous(memory_format=torch.channels_last)
-        first = functional.silu(self.local(coordinates) + self.summary(summary[:, :, None, None]))
-        return self.out(functional.silu(self.mix(first) + self.pooled(first.mean((2, 3), keepdim=True))))
 
 
 class _Block(nn.Module):
@@ -170,7 +157,6 @@ class PlainNetwork(EnergyNetwork):
         self.to(source.unet.enter.weight.dtype)
         self.load_state_dict(source.state_dict())
         self.unet = PlainUNet(source.unet)  # type: ignore[assignment]
-        self.constant = _Constant(source.constant) if source.constant is not None else None  # type: ignore[assignment]
         if mixture:
             colours, components = self.statistics.marginal.weights.shape
             plain = PlainMixture(colours, components).to(source.statistics.marginal.weights.dtype)

@@ -9,41 +9,10 @@ from anem.covariance import Basis, BlockDCT, Fourier, Mixed, Pixel
 from anem.nn.functional import GradientScope, silu
 from anem.nn.layers import Conv
 
-__all__ = [
-    "SPECTRAL_FEATURES",
-    "CovarianceConstant",
-    "CovarianceEmbedding",
-    "coordinate_features",
-    "spectral_features",
-    "spectral_windows",
-]
+__all__ = ["SPECTRAL_FEATURES", "CovarianceEmbedding", "spectral_features", "spectral_windows"]
 
 _RINGS = 8
-_DIRECTIONS = 5
 SPECTRAL_FEATURES = 2 * (_RINGS + 4 * 4) + 3
-
-
-def _polar(basis: Basis, height: int, width: int) -> Tensor | None:
-    """Log frequency from 0 (at most 1/64 cycles per pixel) to 1 (¾), and cos 2θ, sin 2θ, cos 4θ, sin 4θ of the direction, (5, H, W)."""
-    f = basis.frequencies(height, width)
-    if f is None:
-        return None
-    radius = f.square().sum(0).sqrt()
-    angle = torch.atan2(f[0], f[1])
-    position = torch.log2(radius.clamp_min(1 / 64) * 64) / torch.log2(torch.tensor(0.75 * 64))
-    return torch.stack([position, torch.cos(2 * angle), torch.sin(2 * angle), torch.cos(4 * angle), torch.sin(4 * angle)])
-
-
-def coordinate_features(basis: Basis, height: int, width: int, like: Tensor, cache: dict[tuple, Tensor]) -> Tensor:
-    """Where in frequency each coordinate is, (1, 5, H, W), or (B, 5, H, W) for a :class:`Mixed` basis; zero in pixels."""
-    if isinstance(basis, Mixed):
-        parts = [coordinate_features(b, height, width, like, cache).expand(n, -1, -1, -1) for b, n in basis.parts]
-        return basis.merge(parts)
-    key = ("polar", basis.name, height, width, like.dtype, str(like.device))
-    if key not in cache:
-        polar = _polar(basis, height, width)
-        cache[key] = like.new_zeros(1, _DIRECTIONS, height, width) if polar is None else polar.to(like)[None]
-    return cache[key]
 
 
 def spectral_windows(basis: Basis, height: int, width: int) -> Tensor | None:
@@ -52,10 +21,13 @@ def spectral_windows(basis: Basis, height: int, width: int) -> Tensor | None:
     Eight rings in log frequency, and for every second ring cos 2θ, sin 2θ, cos 4θ, sin 4θ of the direction. They depend on the frequency
     in cycles per pixel alone, so the summary has the same meaning at any image size and for the coefficients of a block DCT.
     """
-    polar = _polar(basis, height, width)
-    if polar is None:
+    f = basis.frequencies(height, width)
+    if f is None:
         return None
-    position, angular = (_RINGS - 1) * polar[0], polar[1:]
+    radius = f.square().sum(0).sqrt()
+    angle = torch.atan2(f[0], f[1])
+    position = torch.log2(radius.clamp_min(1 / 64) * 64) / torch.log2(torch.tensor(0.75 * 64)) * (_RINGS - 1)
+    angular = torch.stack([torch.cos(2 * angle), torch.sin(2 * angle), torch.cos(4 * angle), torch.sin(4 * angle)])
     rings = torch.exp(-((position - torch.arange(_RINGS)[:, None, None]) ** 2))
     directed = (rings[1::2, None] * angular).flatten(0, 1)
     mass = torch.cat([rings, rings[1::2].repeat_interleave(4, 0)]).sum((1, 2), keepdim=True)
@@ -103,28 +75,3 @@ class CovarianceEmbedding(nn.Module):
         """Map (B, inputs, H, W) and summary (B, 51) to (B, E, H, W)."""
         channel = self.mix(silu(self.summary(summary[:, :, None, None])))
         return silu(self.out(silu(self.local(noise_map) + channel)))
-
-
-class CovarianceConstant(nn.Module):
-    """A function ψ of Σ alone, one number per basis coordinate: of its log noise-to-data ratio, its frequency, and all the others.
-
-    The others are known by the spectral summary and by the mean over coordinates of the first layer.
-
-    Arguments:
-        channels: C. width: hidden channels.
-    """
-
-    def __init__(self, channels: int, width: int, scope: GradientScope) -> None:
-        super().__init__()
-        self.local = Conv(2 * channels + _DIRECTIONS, width, 1, scope)
-        self.summary = Conv(SPECTRAL_FEATURES, width, 1, scope)
-        self.mix = Conv(width, width, 1, scope)
-        self.pooled = Conv(width, width, 1, scope)
-        self.out = Conv(width, channels, 1, scope, gain=0.0)
-
-    def forward(self, log_ratio: Tensor, where: Tensor, summary: Tensor) -> Tensor:
-        """log(λ/c) (B, C, H, W), coordinate features (B, 5, H, W) and summary (B, 51) to (B, C, H, W)."""
-        coordinates = torch.cat([log_ratio / 8, torch.sigmoid(-log_ratio), where.expand(log_ratio.shape[0], -1, -1, -1)], 1)
-        coordinates = coordinates.contiguous(memory_format=torch.channels_last)
-        first = silu(self.local(coordinates) + self.summary(summary[:, :, None, None]))
-        return self.out(silu(self.mix(first) + self.pooled(first.mean((2, 3), keepdim=True))))
