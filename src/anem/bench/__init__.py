@@ -13,6 +13,7 @@ BENCHES = {
     "samplers": "anem.bench.samplers",
     "digits": "anem.bench.digits",
     "ablation": "anem.bench.ablation",
+    "compare": "anem.bench.compare",
     "mala": "anem.bench.mala",
     "schedules": "anem.bench.schedules",
     "blind": "anem.bench.blind",
