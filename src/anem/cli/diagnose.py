@@ -41,10 +41,8 @@ class Diagnose:
     """folders of restorations"""
     measurement: Annotated[tuple[Path, ...], arg(metavar="IMAGE ...", help_behavior_hint="")] = ()
     """what they were made from"""
-    truth: Annotated[
-        tuple[Path, ...], arg(metavar="IMAGE ...", help_behavior_hint="(default: bundled digits; none with --measurement)")
-    ] = ()
-    """the clean images"""
+    truth: Annotated[tuple[Path, ...], arg(metavar="IMAGE ...", help_behavior_hint="(default: bundled digits)")] = ()
+    """the clean images; with --measurement, unknown unless given"""
     degradation: OmitArgPrefixes[Degradation] = field(default_factory=Degradation)
     prior_sigma: Annotated[float, arg(metavar="STD")] = 0.03
     """standard deviation of the noise under which the prior is asked; less looks at finer details"""
