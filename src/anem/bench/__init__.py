@@ -19,5 +19,6 @@ BENCHES = {
     "blind": "anem.bench.blind",
     "speed": "anem.bench.speed",
     "audit": "anem.bench.audit",
+    "diagnose": "anem.bench.diagnose",
 }
 """Module of every bench, by its name."""
