@@ -60,7 +60,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(tmp_path, mo
     monkeypatch.setattr(blind, "load", lambda name: BaseEnergy(load(name).statistics))
     monkeypatch.setattr(blind, "learn", lambda prior, folder, seed, generator, quick: make_power_law_gaussian(1, 8, 8))
     figures = run_quick(blind.run, tmp_path).figures
-    assert all(math.isfinite(float(f.value)) for f in figures.values())
+    assert all(math.isfinite(float(f.value)) for k, f in figures.items() if "commit" not in k)
     aims = {k.split("/")[-1]: f.aim for k, f in figures.items() if f.aim}
     assert aims["side within one"] == "≥ 0.95" and aims["std, coverage of 90 % intervals"] == "0.85–0.95" and aims["right"] == "≥ 0.95"
     for section in ("box", "blur", "family"):

@@ -472,7 +472,7 @@ def test_models_are_listed_with_their_cards(tmp_path, monkeypatch, anem_says):
 
 
 def test_train_says_where_the_model_is_and_whether_it_was_stopped(monkeypatch, capsys):
-    def train(config, callbacks):
+    def train(config, parts, callbacks):
         callbacks[-1].on_end(types.SimpleNamespace(images=seen))
 
     monkeypatch.setattr("anem.train.train", train)
@@ -491,7 +491,7 @@ def test_train_refuses_in_one_line(monkeypatch, anem_refuses):
     Path("c.toml").write_text('[log]\ntensorboard = false\n[data]\npath = "nothing.npz"\n')
     assert "nothing.npz" in anem_refuses("train", "c.toml")
 
-    def diverge(config, callbacks):
+    def diverge(config, parts, callbacks):
         raise NonFiniteLoss("non-finite loss nan at step 3")
 
     monkeypatch.setattr("anem.train.train", diverge)

@@ -12,10 +12,13 @@ __all__ = [
     "MALA",
     "TASKS",
     "ULA",
+    "Choice",
     "Covariance",
     "DataStatistics",
+    "DualAveraging",
     "EnergyModel",
     "EnergyNetwork",
+    "Estimate",
     "Evaluation",
     "Gaussian",
     "GaussianBlur",
@@ -31,18 +34,25 @@ __all__ = [
     "RestoredImages",
     "Restorer",
     "SuperResolution",
+    "Trace",
+    "audits",
     "bundled_models",
+    "choose",
+    "estimate",
     "load",
     "make_operator",
+    "sample_mcmc",
     "sample_posterior",
     "sample_prior",
 ]
 
 if TYPE_CHECKING:
+    from anem.blind import Choice, Estimate, choose, estimate
     from anem.covariance import Covariance
     from anem.energy import EnergyModel, Evaluation
     from anem.gaussian import Gaussian, GaussianMixture
     from anem.hub import bundled_models, load
+    from anem.likelihood import audits
     from anem.network import EnergyNetwork, NetworkConfig
     from anem.operators import (
         TASKS,
@@ -58,14 +68,16 @@ if TYPE_CHECKING:
     )
     from anem.restoration import RestoredImages, sample_posterior
     from anem.restore import Restorer
-    from anem.sample import MALA, ULA, Restoration, sample_prior
+    from anem.sample import MALA, ULA, DualAveraging, Restoration, Trace, sample_mcmc, sample_prior
     from anem.statistics import DataStatistics
 
 _MODULES = {
+    "blind": ("Choice", "Estimate", "choose", "estimate"),
     "covariance": ("Covariance",),
     "energy": ("EnergyModel", "Evaluation"),
     "gaussian": ("Gaussian", "GaussianMixture"),
     "hub": ("bundled_models", "load"),
+    "likelihood": ("audits",),
     "network": ("EnergyNetwork", "NetworkConfig"),
     "operators": (
         "TASKS",
@@ -81,7 +93,7 @@ _MODULES = {
     ),
     "restoration": ("RestoredImages", "sample_posterior"),
     "restore": ("Restorer",),
-    "sample": ("MALA", "ULA", "Restoration", "sample_prior"),
+    "sample": ("MALA", "ULA", "DualAveraging", "Restoration", "Trace", "sample_mcmc", "sample_prior"),
     "statistics": ("DataStatistics",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

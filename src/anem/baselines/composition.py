@@ -42,7 +42,7 @@ class _Composed(Target):
 
 @dataclass(frozen=True)
 class Composition:
-    """MALA on U(x, σ²I) + ½ ‖Hx − m‖² at falling σ, the noise of x added to that of m; a reverse step between levels, one denoising at the end.
+    """MALA on U(x, σ²I) + ½ ‖Hx − m‖² at falling σ, whose noise adds to that of m; a reverse step between levels, then one denoising.
 
     Network calls: levels · (1 + corrector.steps).
 

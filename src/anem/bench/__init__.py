@@ -13,10 +13,12 @@ BENCHES = {
     "samplers": "anem.bench.samplers",
     "digits": "anem.bench.digits",
     "ablation": "anem.bench.ablation",
+    "compare": "anem.bench.compare",
     "mala": "anem.bench.mala",
     "schedules": "anem.bench.schedules",
     "blind": "anem.bench.blind",
     "speed": "anem.bench.speed",
     "audit": "anem.bench.audit",
+    "diagnose": "anem.bench.diagnose",
 }
 """Module of every bench, by its name."""

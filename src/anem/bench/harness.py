@@ -122,7 +122,9 @@ class Context:
         model: name or path of the model to judge, for :func:`anem.load`.
         data: folder of the data sets (``make data``).
         split: "tuning", the images to try things out on, or "report", those of the one report at the end.
-        images: images to train each model on, for benches that train; None for the bench's own number.
+        images: images to train each model on, for benches that train, or to restore, for "compare"; None for the bench's own number.
+        tasks, methods: what to compare, for benches that do; all if empty.
+        trained: folder of training runs whose models are compared.
         save: called after every figure.
     """
 
@@ -136,6 +138,9 @@ class Context:
         data: Path = Path("data"),
         split: str = "tuning",
         images: int | None = None,
+        tasks: tuple[str, ...] = (),
+        methods: tuple[str, ...] = (),
+        trained: Path = Path("runs"),
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -145,6 +150,7 @@ class Context:
         self.data = data
         self.split = split
         self.images = images
+        self.tasks, self.methods, self.trained = tasks, methods, trained
         self.seed = report.seed
         self._save = save
         self._made: set[str] = set()
@@ -214,6 +220,9 @@ def run_bench(
     data: Path = Path("data"),
     split: str = "tuning",
     images: int | None = None,
+    tasks: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
+    trained: Path = Path("runs"),
     fresh: bool = False,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
@@ -245,7 +254,8 @@ def run_bench(
         on_figure(key, figure)
 
     write_json(json_file, report.as_dict())
-    run(Context(report, quick=quick, out=out, model=model, data=data, split=split, images=images, save=save))
+    settings = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods, "trained": trained}
+    run(Context(report, quick=quick, out=out, save=save, **settings))
     report.wall_s = spent + time.perf_counter() - start
     write_json(json_file, report.as_dict())
     return report

@@ -1,7 +1,8 @@
 """Times measured in alternation, and what the machine can do at best.
 
 Two codes timed one after the other on a shared machine differ by what else it did meanwhile. Here every round runs each of them once, in
-an order that turns round from one round to the next, and what counts are medians of ratios within a round.
+an order that turns round from one round to the next, and what counts are medians of ratios within a round. With one thread the clock is
+the processor time of this process, which other programs slow down little; with several it is the time on the wall.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ def alternate(runs: Runs, rounds: int = 5) -> dict[str, Tensor]:
     """
     if rounds < 1:
         raise ValueError(f"rounds: wanted at least 1, got {rounds}")
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
         for name in list(runs)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: torch.tensor(t, dtype=torch.float64) for name, t in times.items()}
 
 

@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, subcommand
 import anem
 from anem.cli.audit import Audit
 from anem.cli.bench import Bench
+from anem.cli.diagnose import Diagnose
 from anem.cli.estimate import Estimate
 from anem.cli.logprob import LogProb
 from anem.cli.models import Models
@@ -25,12 +26,22 @@ ABOUT = """Restore images, with posterior samples and log-probabilities from one
 
 Try: anem restore --task inpaint-box"""
 
-COMMANDS = {"restore": Restore, "logprob": LogProb, "estimate": Estimate, "audit": Audit, "models": Models, "train": Train, "bench": Bench}
+COMMANDS = {
+    "restore": Restore,
+    "logprob": LogProb,
+    "estimate": Estimate,
+    "diagnose": Diagnose,
+    "audit": Audit,
+    "models": Models,
+    "train": Train,
+    "bench": Bench,
+}
 
 Command = (
     Annotated[Restore, subcommand("restore", description="draw restorations of degraded images")]
     | Annotated[LogProb, subcommand("logprob", description="log-probability of images, in nats and bits/dim")]
     | Annotated[Estimate, subcommand("estimate", description="find out how an image was degraded")]
+    | Annotated[Diagnose, subcommand("diagnose", description="log-probability of restorations, from any method")]
     | Annotated[Audit, subcommand("audit", description="check that a model is a density")]
     | Annotated[Models, subcommand("models", description="list the bundled models")]
     | Annotated[Train, subcommand("train", description="train a model")]
@@ -64,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parse(arguments: Sequence[str]) -> Restore | LogProb | Estimate | Audit | Models | Train | Bench:
+def parse(arguments: Sequence[str]) -> Restore | LogProb | Estimate | Diagnose | Audit | Models | Train | Bench:
     """The command that the arguments describe; exits with code 2 (0 after help) if they do not parse."""
     config = (FlagCreatePairsOff,)
     if arguments[0] in COMMANDS:

@@ -35,7 +35,13 @@ class Bench:
     split: Literal["tuning", "report"] = "tuning"
     """images on which a model is judged: those to try things out on, or those of the one report at the end"""
     images: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the bench's own)")] = None
-    """images to train each model on, for benches that train"""
+    """images to train each model on, for benches that train, or to restore, for compare"""
+    tasks: Annotated[tuple[str, ...], arg(metavar="TASK", help_behavior_hint="(default: all)")] = ()
+    """what to restore, for compare"""
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD", help_behavior_hint="(default: all)")] = ()
+    """by what, for compare"""
+    trained: Annotated[Path, arg(metavar="DIR")] = Path("runs")
+    """folder of training runs, for compare"""
     seed: int = 0
     """of all random numbers"""
     fresh: Flag = False
@@ -73,6 +79,9 @@ class Bench:
             data=self.data,
             split=self.split,
             images=self.images,
+            tasks=self.tasks,
+            methods=self.methods,
+            trained=self.trained,
             fresh=self.fresh,
             on_figure=show,
         )
@@ -88,5 +97,8 @@ class Bench:
         words += ["--model", self.model] if self.model != "digits" else []
         words += ["--split", self.split] if self.split != "tuning" else []
         words += ["--images", str(self.images)] if self.images else []
+        words += ["--tasks", *self.tasks] if self.tasks else []
+        words += ["--methods", *self.methods] if self.methods else []
+        words += ["--trained", str(self.trained)] if self.trained != Path("runs") else []
         words += ["--seed", str(self.seed)] if self.seed else []
         return shlex.join(words)

@@ -159,7 +159,8 @@ def decibels(value: float | list[float]) -> float | list | None:
 def table(record: dict) -> Table:
     """The figures of a record, an image a line."""
     cost = f"{record['calls']} network calls a sample, {record['seconds']:.1f} s"
-    title = f"{record.get('task', 'restoration')}, sigma {record['sigma']:g}: {cost}"
+    noise = f"sigma {record['sigma']:g}" if "sigma" in record else "noise as estimated"
+    title = f"{record.get('task', 'restoration')}, {noise}: {cost}"
     columns = {key: heading for key, heading in COLUMNS.items() if key in record["images"][0]}
     caption = "PSNR in dB, samples on average" if columns else None
     grid = Table(title=title, title_justify="left", caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD)

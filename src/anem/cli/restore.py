@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, arg
 
 from anem.cli.degradation import Degradation
+from anem.cli.estimate import NAMES as FAMILIES
 from anem.cli.options import Device, Flag, Images, Model, check_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from anem.cli.report import Result
+    from anem.energy import EnergyModel
+    from anem.operators import LinearOperator
     from anem.sample import Callback
 
 
@@ -29,11 +34,15 @@ class Restore:
 
         anem restore --task inpaint-box
 
+    With --blind, the settings of the degradation are not known but estimated, image by image: of real measurements, or of clean
+    images after --task. A --sigma given for real measurements is taken as known.
+
     Writes every sample, the posterior mean and standard deviation of every pixel, and the picture sheet.png.
     """
 
     images: Images = ()
     degradation: OmitArgPrefixes[Degradation] = field(default_factory=Degradation)
+    blind: Annotated[str | None, arg(metavar="FAMILY", help=f"estimate the degradation first: {FAMILIES}", help_behavior_hint="")] = None
     samples: Annotated[int, arg(metavar="N")] = 4
     """restorations drawn of each image"""
     steps: Annotated[int, arg(metavar="N")] = 50
@@ -59,9 +68,9 @@ class Restore:
         from anem.cli.files import new_folder, write_record
         from anem.cli.report import table
 
-        if not self.images and not self.degradation.given():
+        if not self.images and not self.degradation.given() and self.blind is None:
             self.degradation.task = "inpaint-box"
-        self.degradation.check()
+        self.check_degradation()
         check_seed(self.seed)
         if self.samples < 1 or self.steps < 1:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
@@ -72,8 +81,25 @@ class Restore:
         if self.json:
             print(json.dumps(result.record, indent=1, ensure_ascii=False))
         else:
+            for line in estimates_of(result.record):
+                print(line)
             Console(highlight=False).print(table(result.record), f"pictures in {self.out}, all together in {self.out / 'sheet.png'}")
         return 0
+
+    def check_degradation(self) -> None:
+        """Raise ValueError for degradations that mean nothing, or that --blind is to find."""
+        if self.blind is None:
+            self.degradation.check()
+            return
+        if self.blind not in FAMILIES.split(", "):
+            raise ValueError(f"--blind: wanted one of {FAMILIES}, got {self.blind}")
+        told = [f"--{name}" for name in ("mask", "kernel", "scale", "measured") if getattr(self.degradation, name) not in (None, False)]
+        if told:
+            raise ValueError(f"--blind: estimates the degradation, and {' and '.join(told)} would tell it")
+        if self.degradation.task is not None:
+            self.degradation.check()
+        elif not self.images:
+            raise ValueError("--blind: wanted measurements, or a --task that degrades clean images")
 
     def restore(self, folder: Path) -> Result:
         """Degrade, sample and collect; the path goes to ``folder``."""
@@ -89,16 +115,24 @@ class Restore:
         real = self.degradation.real
         names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=not real)
         images = images.to(self.device)
-        operator = self.degradation.operator(tuple(images.shape), self.seed)
-        generators = generators_for(range(self.seed, self.seed + len(images)), self.device)
-        measurement = self.degradation.apply(images, operator, generators)
+        measurement = images
+        sigma: float | Tensor = self.degradation.noise
+        if self.blind is None or self.degradation.task is not None:
+            operator = self.degradation.operator(tuple(images.shape), self.seed)
+            generators = generators_for(range(self.seed, self.seed + len(images)), self.device)
+            measurement = self.degradation.apply(images, operator, generators)
+        found: dict = {}
         start = time.perf_counter()
+        if self.blind is not None:
+            known = {} if self.degradation.task or self.degradation.sigma is None else {"sigma": self.degradation.sigma}
+            operator, sigma, estimates = estimated(model, measurement.double(), self.blind, known, self.seed)
+            found = {"blind": self.blind, "estimates": [{"name": n, "parameters": e} for n, e in zip(names, estimates, strict=True)]}
         with progress(self.steps) as bar, self.drawn_path(folder) as path:
             restoration = sample_posterior(
                 model,
                 measurement,
                 operator,
-                self.degradation.noise,
+                sigma,
                 samples=self.samples,
                 steps=self.steps,
                 kernel=self.sampler,
@@ -107,8 +141,8 @@ class Restore:
                 callback=both(bar, path) if path else bar,
             )
             seconds = time.perf_counter() - start
-        observation = operator.observe(measurement, self.degradation.noise, model.statistics, torch.Generator(self.device).manual_seed(0))
-        head = {"model": self.model} | self.degradation.record()
+        observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(self.device).manual_seed(0))
+        head = {"model": self.model} | found | ({} if self.degradation.task is None and found else self.degradation.record())
         head |= {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps, "calls": restoration.calls}
         head |= {"samples": self.samples, "seed": self.seed}
         head |= {"ends": restoration.sampler.final, "seconds": round(seconds, 2)}
@@ -128,6 +162,32 @@ class Restore:
         recorder = PathRecorder()
         yield recorder
         plot_paths({self.schedule: recorder}, folder / "schedule.png")
+
+
+def estimated(
+    model: EnergyModel, measurement: Tensor, name: str, known: dict[str, float], seed: int
+) -> tuple[LinearOperator, Tensor, list[list[dict]]]:
+    """Operator and noise of every measurement as most probable in a family, as one batch, and what a record says of the parameters."""
+    import torch
+
+    from anem.blind import FAMILIES, estimate
+    from anem.cli.estimate import parameters
+
+    family = FAMILIES[name](measurement.shape)
+    if set(known) - set(family.settings):
+        raise ValueError(f"--sigma: {name} has no noise of one sigma, but {', '.join(family.settings)}; leave it out")
+    if known:
+        family = family.change(known)
+    found = [estimate(model, measurement[b : b + 1], family, seed=seed) for b in range(len(measurement))]
+    operator, sigma = family.degradation(torch.stack([e.theta for e in found]))
+    return operator, sigma.to(measurement.device), [parameters(e) for e in found]
+
+
+def estimates_of(record: dict) -> Iterator[str]:
+    """What --blind found, a line an image, with 90 % intervals."""
+    for image in record.get("estimates", ()):
+        found = (f"{p['name']} {p['estimate']:.3g} ({p['interval_90'][0]:.3g} to {p['interval_90'][1]:.3g})" for p in image["parameters"])
+        yield f"{image['name']}: {record['blind']}, " + ", ".join(found)
 
 
 def both(first: Callback, second: Callback) -> Callback:

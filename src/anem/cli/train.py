@@ -28,6 +28,7 @@ class Train:
     """stop after this time, to be continued"""
 
     def run(self) -> int:
+        from anem.baselines import load_conditional
         from anem.train import Callback, NonFiniteLoss, TrainState, load_config, train
         from anem.train.callbacks import default_callbacks
 
@@ -39,7 +40,7 @@ class Train:
             def on_end(self, state: TrainState) -> None:
                 self.images = state.images
 
-        config = load_config(self.config)
+        config, parts = load_conditional(self.config) or (load_config(self.config), None)
         config = replace(
             config,
             output=config.output if self.output is None else str(self.output),
@@ -48,7 +49,7 @@ class Train:
         )
         seen = Seen()
         try:
-            train(config, callbacks=[*default_callbacks(config), seen])
+            train(config, parts=parts, callbacks=[*default_callbacks(config), seen])
         except NonFiniteLoss as error:
             print(f"anem: error: {error}", file=sys.stderr)
             return 2

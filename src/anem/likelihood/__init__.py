@@ -7,7 +7,7 @@ Figures of one energy U(y, Σ) ≈ −log p(y given Σ), none of which needs the
 * :func:`flow_log_prob`: the probability-flow likelihood, which uses ∇_yU alone and so cannot see a wrong constant of U;
 * :func:`immse_slope`: how E[U] grows with the noise, against the denoising error.
 
-:func:`audits` runs six identities of a true energy on held-out images.
+:func:`audits` runs six identities of a true energy on held-out images; :func:`score` says how probable given restorations are.
 
 All sums are in float64.
 """
@@ -16,6 +16,7 @@ from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_part
 from anem.likelihood.audits_ranks import Ranks, audit_ranks, truth_ranks
 from anem.likelihood.audits_suite import Audit, AuditSize, audits
 from anem.likelihood.bits import BitsPerDim, bits_per_dim, choose_sigma, log_box_mixture
+from anem.likelihood.diagnose import Comparison, Scores, compare, score
 from anem.likelihood.flow import FlowLikelihood, flow_log_prob
 from anem.likelihood.partition import Partition, log_partition
 from anem.likelihood.path import anchor, anchor_log_prob, geometric_path
@@ -26,9 +27,11 @@ __all__ = [
     "AuditSize",
     "BitsPerDim",
     "Check",
+    "Comparison",
     "FlowLikelihood",
     "Partition",
     "Ranks",
+    "Scores",
     "Slope",
     "anchor",
     "anchor_log_prob",
@@ -41,11 +44,13 @@ __all__ = [
     "audits",
     "bits_per_dim",
     "choose_sigma",
+    "compare",
     "flow_log_prob",
     "geometric_path",
     "immse_slope",
     "log_box_mixture",
     "log_partition",
     "path_integral",
+    "score",
     "truth_ranks",
 ]

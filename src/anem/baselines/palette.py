@@ -1,0 +1,72 @@
+"""Palette: diffusion from noise by a network that sees the measurement, trained for one task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anem.baselines.conditional import ConditionalNetwork, measurement_image
+from anem.baselines.isotropic import alpha_bars, each_sample
+from anem.operators import Inpainting, LinearOperator
+from anem.random import Generators, normal
+
+__all__ = ["Palette", "levels", "loss"]
+
+
+def levels(batch: int, generator: torch.Generator) -> Tensor:
+    """(1 − ᾱ)/ᾱ of steps drawn uniformly from the linear β schedule, (B,)."""
+    bars = torch.tensor(alpha_bars(1000)[:-1])
+    return ((1 - bars) / bars)[torch.randint(len(bars), (batch,), generator=generator)]
+
+
+def loss(model: ConditionalNetwork, x: Tensor, seen: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+    """(ε̂ − ε)², on the missing pixels only where some are missing, (B, C, H, W)."""
+    noisy = (2 * x - 1 + level.sqrt() * noise) / (1 + level).sqrt()
+    error = (model(2 * seen - 1, noisy, level.flatten().log()) - noise).square()
+    if isinstance(model.operator, Inpainting):
+        missing = (model.operator.mask == 0).to(error)
+        error = error * missing / missing.mean()
+    return error
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Ancestral sampling with x̂₀ clamped to the range of images; measured pixels are noisy and not pasted back.
+
+    Arguments:
+        network: trained by :func:`loss` for the task.
+        steps: network calls for a sample, up to 1000.
+        samples: S.
+
+    References: Palette: Image-to-Image Diffusion Models (Saharia et al. 2022), arXiv 2111.05826.
+    """
+
+    network: ConditionalNetwork
+    steps: int = 1000
+    samples: int = 1
+
+    def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
+        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is that of the training, whatever is given."""
+        self.network.check(operator, operator.image_shape(measurement.shape))
+        seen = 2 * measurement_image(measurement, operator) - 1
+
+        def draw(noise: Generators) -> Tensor:
+            return self._sample(seen, noise)
+
+        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+
+    @torch.no_grad()
+    def _sample(self, seen: Tensor, generators: Generators) -> Tensor:
+        bars = alpha_bars(self.steps)
+        y = bars[0] ** -0.5 * normal(seen.shape, generators, seen)  # y = u + √level ε, with u = 2x − 1
+        for now, then in zip(bars[:-1], bars[1:], strict=True):
+            before, after = (1 - now) / now, (1 - then) / then
+            level = y.new_full((len(y),), before).log()
+            clean = (y - before**0.5 * self.network(seen, now**0.5 * y, level)).clamp(-1, 1)
+            ratio = after / before
+            y = clean + ratio * (y - clean)
+            if after > 0:
+                y = y + (after * (1 - ratio)) ** 0.5 * normal(y.shape, generators, y)
+        return 0.5 * (y + 1)

@@ -1,0 +1,129 @@
+"""What a comparison compares: methods, each with the prior it uses and at most four settings to be tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
+from anem.energy import EnergyModel
+from anem.restore import Restorer
+from anem.sample import MALA, Corrector, EnergyRestorer, Geometric, Kernel, Sampler, as_kernel, steps_within
+
+__all__ = ["METHODS", "OURS", "PRIORS", "Method", "Prior", "find_prior"]
+
+Prior = Literal["anisotropic", "isotropic", "given"]
+
+PRIORS: Mapping[Prior, str] = MappingProxyType({"anisotropic": "comparison-digits", "isotropic": "isotropic-digits"})
+"""Runs whose models the methods use, by the kind of noise they saw: the configurations of the same names."""
+
+OURS = "ours"
+"""Name of the method that the others are compared with."""
+
+Make = Callable[[EnergyModel, int], Restorer]
+"""A restorer from a prior and the network calls a sample may cost, with one sample an image."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison.
+
+    Arguments:
+        prior: the model it uses: trained on all families of noise or on white noise, in either case with the images of :data:`PRIORS`; or
+            the one the bench was given, which may have been trained for longer.
+        settings: at most four, by name; the best on tuning images is used.
+        rival: whether "ours" is wanted to be better.
+    """
+
+    prior: Prior
+    settings: Mapping[str, Make]
+    rival: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.settings) <= 4:
+            raise ValueError(f"settings: wanted 1 to 4, got {len(self.settings)}")
+
+
+def find_prior(prior: Prior, trained: Path, given: str) -> str:
+    """Name or folder of the model of a kind.
+
+    Raises:
+        ValueError: it was not trained yet; says how to.
+    """
+    if prior == "given":
+        return given
+    folder = trained / PRIORS[prior] / "model"
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder}: no model there; `anem train configs/{PRIORS[prior]}.toml` trains it")
+    return str(folder)
+
+
+def _ours(kernel: str | Kernel, corrector: Corrector | None = None, power: float = 1.0) -> Make:
+    def make(model: EnergyModel, calls: int) -> Restorer:
+        steps = steps_within(calls, kernel, corrector)
+        return EnergyRestorer(model, Sampler(as_kernel(kernel), corrector, Geometric(steps, power=power)))
+
+    return make
+
+
+def _composition(steps: int, step_size: float | None = None) -> Make:
+    def make(model: EnergyModel, calls: int) -> Restorer:
+        each = min(steps, calls // 2 - 1)  # at least two levels
+        return Composition(model, levels=calls // (1 + each), corrector=MALA(steps=each, step_size=step_size))
+
+    return make
+
+
+def _daps(ode: int, learning_rate: float, tau: float | None = 0.01) -> Make:
+    return lambda model, calls: DAPS(model, levels=max(1, calls // ode), ode=ode, learning_rate=learning_rate, tau=tau)
+
+
+def _paper(corrections: int, snr: float) -> Make:
+    return lambda model, calls: PaperSampler(model, levels=max(1, (calls - 1) // (1 + corrections)), corrections=corrections, snr=snr)
+
+
+def _dps(scale: float) -> Make:
+    return lambda model, calls: DPS(model, scale, steps=calls)
+
+
+def _red_diff(learning_rate: float, weight: float) -> Make:
+    return lambda model, calls: REDDiff(model, weight, learning_rate, steps=calls)
+
+
+_SAMPLER: dict[str, Make] = {
+    "ancestral": _ours("ancestral"),
+    "second order": _ours("sde-2m"),
+    "bridge": _ours("bridge"),
+    "ancestral, 1 MALA": _ours("ancestral", MALA()),
+}
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        OURS: Method("anisotropic", _SAMPLER, rival=False),
+        "ours, bundled": Method("given", _SAMPLER, rival=False),
+        "paper's sampler": Method(
+            "anisotropic", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}, rival=False
+        ),
+        "DPS": Method("isotropic", {f"ζ = {z}": _dps(z) for z in (0.3, 1.0, 2.0, 4.0)}),
+        "RED-Diff": Method(
+            "isotropic", {f"lr {r}, λ {w}": _red_diff(r, w) for r, w in ((0.1, 0.25), (0.25, 0.25), (0.03, 0.25), (0.1, 1.0))}
+        ),
+        "DAPS": Method(
+            "isotropic",
+            {
+                "5 flow steps, lr 1e-4": _daps(5, 1e-4),
+                "5 flow steps, lr 5e-5": _daps(5, 5e-5),
+                "2 flow steps, lr 1e-4": _daps(2, 1e-4),
+                "5 flow steps, lr 1e-4, τ = σ": _daps(5, 1e-4, None),
+            },
+        ),
+        "composition": Method(
+            "isotropic",
+            {f"{s} MALA": _composition(s) for s in (1, 4, 9)} | {"4 MALA, ε 0.5": _composition(4, 0.5)},
+        ),
+    }
+)
+"""All methods, by name."""

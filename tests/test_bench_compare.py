@@ -1,0 +1,130 @@
+"""The comparison: the table of methods, and all of the bench at a tiny size on made-up digits without metric weights."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
+from anem.bench import compare, harness
+from anem.bench.compare import METHODS, TASKS, Counted, Size
+from anem.bench.compare_methods import OURS, PRIORS, Method, find_prior
+from anem.bench.compare_table import markdown
+from anem.bench.harness import Report, run_bench
+from anem.data import MNIST_SPLITS
+from anem.gaussian import make_mixture
+from anem.images import from_integers
+from anem.network import EnergyNetwork, NetworkConfig
+from anem.operators import Inpainting, make_operator
+from anem.random import generators_for
+from anem.sample import EnergyRestorer
+from anem.statistics import DataStatistics
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("calls", [10, 41])
+def test_no_setting_costs_more_calls_than_allowed_and_none_much_less(name, calls):
+    prior = make_mixture(2, 1, 4, 4)
+    operator = Inpainting.half((4, 4))
+    m = operator.measure(prior.sample(3, torch.Generator().manual_seed(0)), 0.1)
+    for setting, make in METHODS[name].settings.items():
+        counted = Counted(prior)
+        restorer = make(counted, calls)
+        assert isinstance(restorer, EnergyRestorer | DPS | DAPS | REDDiff | Composition | PaperSampler)
+        used = {"DPS": calls, "RED-Diff": calls}.get(name)
+        try:
+            restorer(m, operator, 0.1, generators_for([1, 2, 3]))
+        except compare.Diverged:
+            continue
+        assert counted.rows % 3 == 0
+        assert (0.65 * calls if used is None else used) <= counted.rows / 3 <= calls, setting
+
+
+def test_at_most_four_settings():
+    with pytest.raises(ValueError, match="1 to 4"):
+        Method("given", {str(i): METHODS[OURS].settings["ancestral"] for i in range(5)})
+
+
+def test_a_missing_prior_says_how_to_train_it(tmp_path):
+    assert find_prior("given", tmp_path, "digits") == "digits"
+    with pytest.raises(ValueError, match=r"anem train configs/isotropic-digits\.toml"):
+        find_prior("isotropic", tmp_path, "digits")
+    folder = tmp_path / PRIORS["isotropic"] / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
+    assert find_prior("isotropic", tmp_path, "digits") == str(folder)
+
+
+def test_every_task_is_one_for_digits():
+    for task in TASKS.values():
+        assert make_operator(task.name, (1, 1, 28, 28), **task.settings)(torch.zeros(1, 1, 28, 28)).shape[1] == 1
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """The bench on a tiny untrained network, made-up digits and two methods; called, it runs and returns the report."""
+    rng = np.random.default_rng(0)
+    disc = np.hypot(*np.mgrid[-14:14, -14:14]) < rng.uniform(4, 12, (12, 1, 1))
+    x = (disc * rng.integers(150, 256, disc.shape)).astype(np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=np.zeros(12), x_test=x, y_test=np.zeros(12))
+    for name, split in {"validation": ("train", 0, 12), "comparison": ("test", 0, 4), "tuning": ("test", 4, 12)}.items():
+        monkeypatch.setitem(MNIST_SPLITS, name, split)
+    statistics = DataStatistics.fit(from_integers(torch.from_numpy(x)[:, None]))
+    EnergyNetwork(NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4), statistics).save_pretrained(tmp_path / "model")
+    tiny = Size(restored={6: 3}, tasks=("blur",), settings=2, tuning=2, reference=12, diverse=2, shown=2)
+    monkeypatch.setattr(Size, "quick", lambda: tiny)
+    monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
+
+    def start(**changes):
+        settings = {"model": str(tmp_path / "model"), "data": tmp_path, "quick": True, "trained": tmp_path, "methods": (OURS, "RED-Diff")}
+        return run_bench(compare.run, "compare", command="c", json_file=tmp_path / "c.json", out=tmp_path / "out", **settings | changes)
+
+    return start
+
+
+def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_path, monkeypatch):
+    figures = bench().figures
+    methods = {key.split("/")[1] for key in figures if key.startswith("blur, 6 calls/")}
+    assert {OURS, "RED-Diff", f"DISTS, {OURS} over the best Bayesian baseline"} >= methods >= {OURS, "RED-Diff"}
+    assert figures["prior/isotropic"].value == str(tmp_path / "model")
+    assert "LPIPS" in figures["left out"].value and "make data" in figures["left out"].value
+    trials = {key.split(": ")[1]: f.value for key, f in figures.items() if "RED-Diff/tuning" in key}
+    assert len(trials) == 2
+    assert figures["blur, 6 calls/RED-Diff/setting"].value == min(trials, key=trials.get)
+    assert figures["blur, 6 calls/RED-Diff/calls"].value == 6
+    difference = figures["blur, 6 calls/RED-Diff/PSNR, ours minus it"].value
+    assert difference == pytest.approx(figures[f"blur, 6 calls/{OURS}/PSNR"].value - figures["blur, 6 calls/RED-Diff/PSNR"].value, abs=1e-6)
+    assert Image.open(tmp_path / "out" / "blur-6-calls.png").width > 4 * 28
+    table = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
+    assert table.count("| RED-Diff |") == 1 and "* RED-Diff: PSNR" in table
+    monkeypatch.setattr(compare, "_restore", None)  # whatever calls it fails
+    again = bench().figures
+    assert {k: f for k, f in again.items() if "prior" not in k} == {k: f for k, f in figures.items() if "prior" not in k}
+
+
+def test_only_known_names_are_compared(bench):
+    with pytest.raises(ValueError, match="--methods: wanted some of ours"):
+        bench(methods=("magic",))
+    with pytest.raises(ValueError, match="--tasks: wanted some of box"):
+        bench(tasks=("magic",))
+
+
+def test_a_method_that_breaks_down_is_a_row_without_figures(bench, monkeypatch):
+    def broken(method, setting, model, problem, calls):
+        return None if "lr" in setting else restore(method, setting, model, problem, calls)
+
+    restore = compare._restore
+    monkeypatch.setattr(compare, "_restore", broken)
+    figures = bench().figures
+    assert figures["blur, 6 calls/RED-Diff/setting"].value.endswith("diverged")
+    assert "blur, 6 calls/RED-Diff/PSNR" not in figures and f"blur, 6 calls/{OURS}/PSNR" in figures
+
+
+def test_the_table_is_made_from_figures_alone():
+    report = Report("compare", "c0ffee", 0, "anem bench compare")
+    for key, value in {"t/a/PSNR": 20.0, "t/a/tuning: x": 0.5, "t/b/PSNR": 10.0}.items():
+        report.figures[key] = harness.Figure(value)
+    for suffix, value in {"": -1.0, ", 95 % from": -2.0, ", 95 % to": -0.5}.items():
+        report.figures[f"t/b/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
+    text = markdown(report)
+    assert "* b: LPIPS -1 (-2 to -0.5)" in text and "* a: x: 0.5" in text and "| a |  |  | 20 |" in text
