@@ -1,11 +1,13 @@
 """The comparison: the table of methods, and all of the bench at a tiny size on made-up digits without metric weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
+from anem.baselines import DAPS, DPS, Composition, ConditionalConfig, ConditionalNetwork, PaperSampler, REDDiff
 from anem.bench import compare, harness
 from anem.bench.compare import METHODS, TASKS, Counted, Size
 from anem.bench.compare_methods import OURS, PRIORS, Method, find_prior
@@ -21,7 +23,7 @@ from anem.sample import EnergyRestorer
 from anem.statistics import DataStatistics
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.prior != "conditional"])
 @pytest.mark.parametrize("calls", [10, 41])
 def test_no_setting_costs_more_calls_than_allowed_and_none_much_less(name, calls):
     prior = make_mixture(2, 1, 4, 4)
@@ -46,13 +48,15 @@ def test_at_most_four_settings():
 
 
 def test_a_missing_prior_says_how_to_train_it(tmp_path):
-    assert find_prior("given", tmp_path, "digits") == "digits"
-    with pytest.raises(ValueError, match=r"anem train configs/isotropic-digits\.toml"):
-        find_prior("isotropic", tmp_path, "digits")
+    assert find_prior("ours, bundled", "box", tmp_path, "digits") == "digits"
+    for name, config in (("DPS", "isotropic-digits"), (OURS, "comparison-digits"), ("InDI", "baselines/indi-box")):
+        assert (Path(__file__).parent.parent / "configs" / f"{config}.toml").is_file()
+        with pytest.raises(ValueError, match=rf"anem train configs/{config}\.toml"):
+            find_prior(name, "box", tmp_path, "digits")
     folder = tmp_path / PRIORS["isotropic"] / "model"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
-    assert find_prior("isotropic", tmp_path, "digits") == str(folder)
+    assert find_prior("DPS", "box", tmp_path, "digits") == str(folder)
 
 
 def test_every_task_is_one_for_digits():
@@ -100,6 +104,19 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_p
     monkeypatch.setattr(compare, "_restore", None)  # whatever calls it fails
     again = bench().figures
     assert {k: f for k, f in again.items() if "prior" not in k} == {k: f for k, f in figures.items() if "prior" not in k}
+
+
+def test_a_network_for_the_task_is_compared_where_there_is_one(bench, tmp_path):
+    """Its operator must be that of the task, its calls are counted, and without it the method is left out of a quick run."""
+    figures = bench(methods=("InDI",), tasks=("x4",)).figures
+    assert [f.value for key, f in figures.items() if key == "prior/InDI x4"] == ["missing, left out"]
+    statistics = DataStatistics.fit(torch.rand(20, 1, 28, 28))
+    small = NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4)
+    ConditionalNetwork(small, ConditionalConfig("indi", "sr4"), statistics).save_pretrained(tmp_path / "indi-x4" / "model")
+    figures = bench(methods=("InDI",), tasks=("x4",), fresh=True).figures
+    settings = {"100% of the calls": 6, "40% of the calls": 2}
+    assert figures["x4, 6 calls/InDI/calls"].value == settings[figures["x4, 6 calls/InDI/setting"].value]
+    assert "x4, 6 calls/InDI/PSNR" in figures
 
 
 def test_only_known_names_are_compared(bench):

@@ -1,5 +1,6 @@
 """The speed bench: its measuring tools on known answers, its estimators on the exact term, its sweep on the network calls it names."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -35,7 +36,7 @@ def test_ratios_are_of_the_same_round():
 
 def test_a_slower_run_takes_longer():
     a, b = torch.ones(600, 600), torch.ones(100, 100)
-    times = alternate({"long": lambda: a @ a, "short": lambda: b @ b}, 5)
+    times = alternate({"long": lambda: a @ a, "short": lambda: b @ b}, 5, time.perf_counter)
     assert ratio(times, "long", "short") > 2
 
 
@@ -98,6 +99,11 @@ def test_the_energy_score_is_least_for_exact_draws(generator):
     centre = setting.posterior.mean
     for wrong in (centre + 0.5 * (exact - centre), centre + 2 * (exact - centre), exact + 0.1):
         assert energy_score(wrong, setting.x) > 1.01 * best
+
+
+def test_the_machine_has_rates():
+    machine = Machine.measure(batch=1, shapes=((8, 8),), rounds=1)
+    assert machine.convolution > 1e6 and machine.memory > 1e7
 
 
 def test_exact_draws_have_the_posterior_variance(generator):

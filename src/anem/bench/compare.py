@@ -9,7 +9,8 @@ Each method is tuned on the first tuning images: the setting with the least LPIP
 those, or with ``--split report`` test images from 2000 on. σ is 0.01 for blur and the paper's; for the other tasks, where the paper has
 1e-4, it is that of 8-bit rounding, 1.1e-3, below which all methods are told no less noise than digits have.
 
-Priors are read from ``--trained``; a quick run takes the model given where one is missing, and says so. Needs ``make data``.
+Priors are read from ``--trained``; a quick run takes the model given where one is missing, says so, and leaves out the methods that need a
+network for the task. Needs ``make data``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anem.baselines import ConditionalNetwork
 from anem.bench.compare_methods import METHODS, OURS, Method, find_prior
 from anem.bench.compare_table import write_table
 from anem.bench.harness import Context
@@ -121,6 +123,23 @@ class Counted(EnergyModel):
         return self.model(y, cov)
 
 
+class CountedNetwork(ConditionalNetwork):
+    """A conditional network with the same weights that counts its calls by image."""
+
+    def __init__(self, network: ConditionalNetwork) -> None:
+        super().__init__(network.config, network.problem, network.statistics)
+        self.load_state_dict(network.state_dict())
+        self.eval().requires_grad_(False)
+        self.rows = 0
+
+    def forward(self, seen: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        self.rows += len(x)
+        return super().forward(seen, x, level)
+
+
+Model = EnergyModel | ConditionalNetwork
+
+
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """Images of a task with their measurements and one seed each."""
@@ -148,9 +167,9 @@ class _Restored:
     seconds: float
 
 
-def _restore(method: Method, setting: str, model: EnergyModel, problem: _Problem, calls: int) -> _Restored | None:
+def _restore(method: Method, setting: str, model: Model, problem: _Problem, calls: int) -> _Restored | None:
     """One sample an image, or None where the method breaks down."""
-    counted = Counted(model)
+    counted = Counted(model) if isinstance(model, EnergyModel) else CountedNetwork(model)
     restorer, start = method.settings[setting](counted, calls), time.perf_counter()
     try:
         x = restorer(problem.measurement, problem.operator, problem.task.sigma, generators_for(problem.seeds))[0]
@@ -200,7 +219,7 @@ def run(context: Context) -> None:
     tasks = _chosen("tasks", context.tasks or size.tasks, TASKS)
     if context.images is not None:
         size = replace(size, restored={calls: min(count, context.images) for calls, count in size.restored.items()})
-    models = _priors(context, names)
+    models = _priors(context, names, tasks)
     path = str(context.data / "mnist.npz")
     tuning = load_dataset(mnist("tuning", path))
     images = tuning if context.split == "tuning" else load_dataset(mnist("comparison", path))
@@ -214,9 +233,10 @@ def run(context: Context) -> None:
             practice = _Problem.of(TASKS[name], tuning.batch(torch.arange(size.tuning)), context.seed)
             problem = _Problem.of(TASKS[name], images.batch(first + torch.arange(count)), context.seed)
             where, restored = f"{name}, {calls} calls", {}
-            for method in names:
-                setting = _tune(context, judge, f"{where}/{method}", method, models[method], practice, calls, size.settings)
-                restored[method] = _result(context, judge, f"{where}/{method}", method, setting, models[method], problem, calls, size)
+            for method in (m for m in names if (m, name) in models):
+                model = models[method, name]
+                setting = _tune(context, judge, f"{where}/{method}", method, model, practice, calls, size.settings)
+                restored[method] = _result(context, judge, f"{where}/{method}", method, setting, model, problem, calls, size)
             good = {method: r.x for method, r in restored.items() if r is not None}
             _differences(context, judge, where, good, problem)
             _picture(context, where, good, problem, size.shown)
@@ -230,24 +250,31 @@ def _chosen(what: str, wanted: tuple[str, ...], known: Mapping[str, Any]) -> tup
     return tuple(name for name in known if name in wanted)
 
 
-def _priors(context: Context, names: tuple[str, ...]) -> dict[str, EnergyModel]:
-    """The model of each method, loaded once a kind and named in the report."""
-    found: dict[str, str] = {}
-    for prior in dict.fromkeys(METHODS[name].prior for name in names):
+def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) -> dict[tuple[str, str], Model]:
+    """The model of each method for each task it is for, every one loaded once and named in the report."""
+    loaded: dict[str, Model] = {}
+    models: dict[tuple[str, str], Model] = {}
+    said: set[str] = set()
+    for name, task in ((n, t) for n in names for t in tasks if not METHODS[n].tasks or t in METHODS[n].tasks):
+        conditional = METHODS[name].prior == "conditional"
         try:
-            found[prior] = find_prior(prior, context.trained, context.model)
+            where: str | None = find_prior(name, task, context.trained, context.model)
         except ValueError:
             if not context.quick:
                 raise
-            found[prior] = context.model
-        context.figure(f"prior/{prior}", found[prior])
-    loaded = {where: load(where) for where in set(found.values())}
-    return {name: loaded[found[METHODS[name].prior]] for name in names}
+            where = None if conditional else context.model
+        key = f"prior/{name} {task}" if conditional else f"prior/{METHODS[name].prior}"
+        if key not in said:
+            context.figure(key, where or "missing, left out")
+            said.add(key)
+        if where is not None:
+            if where not in loaded:
+                loaded[where] = ConditionalNetwork.from_pretrained(where) if conditional else load(where)
+            models[name, task] = loaded[where]
+    return models
 
 
-def _tune(
-    context: Context, judge: _Judge, where: str, method: str, model: EnergyModel, problem: _Problem, calls: int, settings: int
-) -> str:
+def _tune(context: Context, judge: _Judge, where: str, method: str, model: Model, problem: _Problem, calls: int, settings: int) -> str:
     """The setting with the least LPIPS (without its weights: the highest PSNR); every trial is a figure."""
     scores = {}
     for setting in list(METHODS[method].settings)[:settings]:
@@ -267,7 +294,7 @@ def _result(
     where: str,
     method: str,
     setting: str,
-    model: EnergyModel,
+    model: Model,
     problem: _Problem,
     calls: int,
     size: Size,

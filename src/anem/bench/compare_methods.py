@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
+from anem.baselines import DAPS, DPS, Composition, InDI, Palette, PaperSampler, REDDiff
 from anem.energy import EnergyModel
 from anem.restore import Restorer
 from anem.sample import MALA, Corrector, EnergyRestorer, Geometric, Kernel, Sampler, as_kernel, steps_within
 
 __all__ = ["METHODS", "OURS", "PRIORS", "Method", "Prior", "find_prior"]
 
-Prior = Literal["anisotropic", "isotropic", "given"]
+Prior = Literal["anisotropic", "isotropic", "given", "conditional"]
 
 PRIORS: Mapping[Prior, str] = MappingProxyType({"anisotropic": "comparison-digits", "isotropic": "isotropic-digits"})
 """Runs whose models the methods use, by the kind of noise they saw: the configurations of the same names."""
@@ -23,8 +23,8 @@ PRIORS: Mapping[Prior, str] = MappingProxyType({"anisotropic": "comparison-digit
 OURS = "ours"
 """Name of the method that the others are compared with."""
 
-Make = Callable[[EnergyModel, int], Restorer]
-"""A restorer from a prior and the network calls a sample may cost, with one sample an image."""
+Make = Callable[[Any, int], Restorer]
+"""A restorer from a prior (for conditional methods, their network) and the network calls a sample may cost, with one sample an image."""
 
 
 @dataclass(frozen=True)
@@ -32,32 +32,37 @@ class Method:
     """A row of the comparison.
 
     Arguments:
-        prior: the model it uses: trained on all families of noise or on white noise, in either case with the images of :data:`PRIORS`; or
-            the one the bench was given, which may have been trained for longer.
+        prior: the model it uses: trained on all families of noise or on white noise, in either case with the images of :data:`PRIORS`;
+            the one the bench was given, which may have been trained for longer; or a network for each task.
         settings: at most four, by name; the best on tuning images is used.
         rival: whether "ours" is wanted to be better.
+        tasks: those it is for; all if empty.
     """
 
     prior: Prior
     settings: Mapping[str, Make]
     rival: bool = True
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.settings) <= 4:
             raise ValueError(f"settings: wanted 1 to 4, got {len(self.settings)}")
 
 
-def find_prior(prior: Prior, trained: Path, given: str) -> str:
-    """Name or folder of the model of a kind.
+def find_prior(name: str, task: str, trained: Path, given: str) -> str:
+    """Name or folder of the model that a method uses for a task.
 
     Raises:
         ValueError: it was not trained yet; says how to.
     """
+    prior = METHODS[name].prior
     if prior == "given":
         return given
-    folder = trained / PRIORS[prior] / "model"
+    run = f"{name.lower()}-{task}" if prior == "conditional" else PRIORS[prior]
+    folder = trained / run / "model"
     if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"{folder}: no model there; `anem train configs/{PRIORS[prior]}.toml` trains it")
+        config = f"baselines/{run}" if prior == "conditional" else run
+        raise ValueError(f"{folder}: no model there; `anem train configs/{config}.toml` trains it")
     return str(folder)
 
 
@@ -89,9 +94,15 @@ def _dps(scale: float) -> Make:
     return lambda model, calls: DPS(model, scale, steps=calls)
 
 
+def _indi(share: float) -> Make:
+    return lambda network, calls: InDI(network, steps=max(1, round(share * calls)))
+
+
 def _red_diff(learning_rate: float, weight: float) -> Make:
     return lambda model, calls: REDDiff(model, weight, learning_rate, steps=calls)
 
+
+_CONDITIONAL = ("box", "strong-blur", "x4")
 
 _SAMPLER: dict[str, Make] = {
     "ancestral": _ours("ancestral"),
@@ -124,6 +135,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             "isotropic",
             {f"{s} MALA": _composition(s) for s in (1, 4, 9)} | {"4 MALA, ε 0.5": _composition(4, 0.5)},
         ),
+        "Palette": Method("conditional", {"ancestral": lambda network, calls: Palette(network, steps=calls)}, tasks=_CONDITIONAL),
+        "InDI": Method("conditional", {f"{s:.0%} of the calls": _indi(s) for s in (1.0, 0.4, 0.1, 0.02)}, tasks=_CONDITIONAL),
     }
 )
 """All methods, by name."""

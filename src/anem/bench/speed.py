@@ -21,7 +21,7 @@ from anem.bench.counts import Workload, make_workload
 from anem.bench.harness import Context
 from anem.bench.speed_estimators import estimators
 from anem.bench.speed_plots import plot_growth, plot_sampling, plot_step
-from anem.bench.speed_sampling import digits, oracle
+from anem.bench.speed_sampling import CALLS, FEW, MANY, digits, oracle
 from anem.bench.speed_step import Growth, blind_sweep, growth, memory, training_step
 from anem.network import NetworkConfig
 
@@ -57,7 +57,7 @@ def run(context: Context) -> None:
         plot_growth(grown, context.out / "growth.png")
     if not context.done("estimators/every 4th image: time to the same variance over full"):
         estimators(context, few if context.quick else workload, 3 if context.quick else 16, 5)
-    if not context.done("sampling/oracle/least change from 32 to 250 calls"):
+    if not context.done(f"sampling/oracle/least change from {FEW} to {MANY if context.quick else max(CALLS)} calls"):
         plot_sampling(oracle(context), "exact prior, hidden box", context.out / "sampling-oracle.png")
     plot_sampling(digits(context), "digits, hidden box", context.out / "sampling-digits.png")
 

@@ -20,7 +20,7 @@ from anem.operators import Observation, make_operator
 from anem.random import generators_for
 from anem.sample import KERNELS, SCHEDULES, Noise, Schedule, as_kernel, as_schedule, run_chain, sample_posterior, steps_within
 
-__all__ = ["CALLS", "Curve", "Oracle", "digits", "energy_score", "oracle"]
+__all__ = ["CALLS", "FEW", "MANY", "Curve", "Oracle", "digits", "energy_score", "oracle"]
 
 CALLS = (5, 10, 20, 32, 50, 100, 250, 1000)
 """Network calls a sample, the first one included; a kernel takes as many steps as they allow."""
