@@ -92,7 +92,7 @@ def training_step(context: Context, workload: Workload, name: str, rounds: int) 
     context.figure(f"{key}/convolution peak (10⁹ multiply-adds per second)", machine.convolution / 1e9)
     context.figure(f"{key}/memory rate (10⁹ bytes per second)", machine.memory / 1e9)
     share = machine.floor(counts) / seconds(times["step"])
-    context.figure(f"{key}/floor over time", share, aim="≥ 0.5" if default else None)
+    context.figure(f"{key}/floor over time", share, aim="0.5–1" if default else None)
     context.figure(f"{key}/multiply-adds alone at the peak over time", counts.multiply_adds / machine.convolution / seconds(times["step"]))
 
 
