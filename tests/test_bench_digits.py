@@ -85,7 +85,7 @@ def bench(tmp_path, monkeypatch):
         monkeypatch.setitem(MNIST_SPLITS, name, split)
     statistics = DataStatistics.fit(from_integers(torch.from_numpy(x)[:, None]))
     EnergyNetwork(NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4), statistics).save_pretrained(tmp_path / "model")
-    tiny = Size(losses=3, images=2, cell=1, chains=2, population=1, steps=5, tuning=2, bits=2, restored={3: 2}, samples=2, shown=2)
+    tiny = Size(losses=3, images=2, cell=1, chains=2, population=1, steps=5, tuning=2, bits=2, restored={8: 2}, samples=2, shown=2)
     monkeypatch.setattr(Size, "quick", lambda: tiny)
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
@@ -107,7 +107,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_p
     aims = {key.split("/")[0] for key, f in figures.items() if f.aim}
     assert aims == {"bases", "slope", "bits"}
     assert figures["bits/dim/pixel histogram"].verdict == "not judged"
-    assert Image.open(tmp_path / "tuning" / "random-80-3-calls.png").width > 2 * 28
+    assert Image.open(tmp_path / "tuning" / "random-80-8-calls.png").width > 2 * 28
     for part in ("HeldOut", "_raw", "_picture", "basis_differences", "immse_slope", "log_partition", "sample_posterior"):
         monkeypatch.setattr(digits, part, None)  # whatever calls it fails
     assert bench().figures == figures

@@ -14,7 +14,7 @@ SHAPES = {
     "default": {},
     "norm": {"norm": 4},
     "attention": {"attention": (1,), "channels": (32, 64)},
-    "no marginal, no constant": {"marginal": False, "constant": 0},
+    "no rounds": {"rounds": 0},
     "inner": {"form": "inner"},
 }
 
