@@ -18,6 +18,7 @@ FLOORS = (
     "covariance",
     "marginal",
     "statistics",
+    "propagation",
     "operators",
     "energy",
     "gaussian",

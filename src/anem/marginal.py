@@ -64,6 +64,7 @@ class ScalarMixture(nn.Module):
     means: Tensor
     variances: Tensor
     divergences: Tensor
+    reductions: Tensor
 
     def __init__(self, channels: int, components: int = 12) -> None:
         super().__init__()
@@ -71,6 +72,7 @@ class ScalarMixture(nn.Module):
         self.register_buffer("means", torch.zeros(channels, components))
         self.register_buffer("variances", torch.ones(channels, components))
         self.register_buffer("divergences", torch.zeros(channels, len(_LOG_GRID)))
+        self.register_buffer("reductions", torch.zeros(channels, len(_LOG_GRID)))
 
     @torch.no_grad()
     def fit(self, values: Tensor, steps: int = 200) -> None:
@@ -95,34 +97,56 @@ class ScalarMixture(nn.Module):
                 s = ((r * (x[:, None] - m).square()).sum(0) / n).clamp_min(_MIN_VARIANCE)
                 p = n / len(x)
             self.weights[channel], self.means[channel], self.variances[channel] = p, m, s
-        self.divergences.copy_(self._divergences())
+        divergences, reductions = self._tables()
+        self.divergences.copy_(divergences)
+        self.reductions.copy_(reductions)
 
-    def _divergences(self) -> Tensor:
-        """KL(mixture + N(0, τ) ‖ Gaussian of the same mean and variance) on the grid of log τ, (C, 129), by Gauss–Hermite quadrature."""
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """On the grid of log τ, (C, 129) each, by Gauss–Hermite quadrature:
+
+        KL(mixture + N(0, τ) ‖ Gaussian of the same mean and variance), and log of E Var(x given m), m = x + N(0, τ), over the Gaussian's.
+        """
         nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(64))
         p, mean, s = (b.double()[:, None, :] for b in (self.weights, self.means, self.variances))
         tau = _LOG_GRID.exp()[None, :, None]
         t = s + tau  # (C, 129, K)
         m = mean[..., None] + t.sqrt()[..., None] * nodes  # (C, 129, K, 64)
         gap = m[..., None] - mean[..., None, None, :]
-        log_p = torch.logsumexp(p.log()[..., None, None, :] - 0.5 * (t.log()[:, :, None, None] + gap.square() / t[:, :, None, None]), -1)
+        each = p.log()[..., None, None, :] - 0.5 * (t.log()[:, :, None, None] + gap.square() / t[:, :, None, None])
+        log_p = torch.logsumexp(each, -1)
         centre = (p * mean).sum(-1, keepdim=True)
         wide = ((p * (s + mean.square())).sum(-1, keepdim=True) - centre.square() + tau)[..., None]
         log_q = -0.5 * (wide.log() + (m - centre[..., None]).square() / wide)
-        each = ((log_p - log_q) * weights).sum(-1) / weights.sum()
-        return (p * each).sum(-1)
+        divergence = (p * ((log_p - log_q) * weights).sum(-1) / weights.sum()).sum(-1)
+        # Var(x given m) = Σ_j r_j (within_j + (mean_j(m) − E[x given m])²) with r the responsibilities.
+        gain = (s / t)[:, :, None, None]
+        centres = mean[..., None, None, :] + gain * gap
+        r = torch.softmax(each, -1)
+        posterior = (r * centres).sum(-1, keepdim=True)
+        variance = (r * (gain * tau[..., None, None] + (centres - posterior).square())).sum(-1)
+        mmse = (p * (variance * weights).sum(-1) / weights.sum()).sum(-1)
+        spread = wide[..., 0, 0] - tau[..., 0]
+        return divergence, (mmse / (spread * tau[..., 0] / (spread + tau[..., 0]))).log().clamp_max(0)
 
     def divergence(self, variance: Tensor) -> Tensor:
         """KL divergence in nats of the noisy mixture from a Gaussian of its mean and variance, (B, C, H, W) like ``variance``.
 
-        It is the mean of log p(m) − log N(m) over m = x + N(0, variance): cubic interpolation in log variance of a table.
+        It is the mean of log p(m) − log N(m) over m = x + N(0, variance).
         """
+        return self._interpolate(self.divergences, variance)
+
+    def log_reduction(self, variance: Tensor) -> Tensor:
+        """log of the mean posterior variance of x given m = x + N(0, variance), over the same for Gaussian x: at most 0."""
+        return self._interpolate(self.reductions, variance)
+
+    def _interpolate(self, table: Tensor, variance: Tensor) -> Tensor:
+        """Cubic in log variance; constant beyond the ends."""
         position = (variance.log() - _LOG_GRID[0]) / (_LOG_GRID[1] - _LOG_GRID[0])
         position = position.clamp(1, len(_LOG_GRID) - 3)
         index = position.detach().floor()
         f = (position - index)[..., None]
-        table = self.divergences.to(variance)[None, :, None, None, :].expand(*variance.shape, -1)
-        p = [table.gather(-1, index.long()[..., None] + k) for k in (-1, 0, 1, 2)]
+        rows = table.to(variance)[None, :, None, None, :].expand(*variance.shape, -1)
+        p = [rows.gather(-1, index.long()[..., None] + k) for k in (-1, 0, 1, 2)]
         slope, jump = 0.5 * (p[2] - p[0]), p[2] - p[1]
         late = 0.5 * (p[3] - p[1])
         return (p[1] + f * (slope + f * (3 * jump - 2 * slope - late + f * (slope + late - 2 * jump))))[..., 0]
