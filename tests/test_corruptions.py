@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
-from anem.covariance import Covariance
+from anem.covariance import Covariance, Mixed
 from anem.statistics import DataStatistics
 
 STATISTICS = DataStatistics(1, 12, 16)
@@ -81,3 +81,16 @@ def test_a_user_adds_a_family_without_touching_anything():
     batch = draw_covariances((4, 1, 8, 8), STATISTICS, NoiseConfig(weights={}), torch.Generator().manual_seed(0), (stripes,))
     rows = batch.cov.values.log()
     assert torch.allclose(rows[:, :, 1::2], torch.tensor(math.log(1e-8)), rtol=1e-5)
+
+
+def test_a_stratified_batch_has_the_same_bases_every_time_and_nearly_the_weights():
+    """So that every step has the same shapes; families are still drawn within their basis."""
+    wanted = {basis: 64 * sum(f.weight for f in FAMILIES if f.basis == basis) for basis in {f.basis for f in FAMILIES}}
+    batches = [draw(shape=(64, 1, 12, 16), seed=seed, stratified=True) for seed in range(8)]
+    for batch in batches:
+        basis = batch.cov.basis
+        assert isinstance(basis, Mixed) and basis.name == batches[0].cov.basis.name
+        counts = {part.name: n for part, n in basis.parts}
+        assert sum(counts.values()) == 64 and all(abs(counts[name] - w) < 1 for name, w in wanted.items())
+        assert all(FAMILIES[f].basis == basis.bases[i].name for f, i in zip(batch.family.tolist(), basis.index.tolist(), strict=True))
+    assert len({tuple(b.family.tolist()) for b in batches}) > 1

@@ -96,3 +96,15 @@ def test_parameter_gradient_of_the_loss_equals_finite_differences():
             for p, d in zip(model.parameters(), direction, strict=True):
                 p.sub_(sign * 1e-6 * d)
     assert abs((ends[0] - ends[1]) / 2e-6 - slope) < 1e-4 * abs(slope) + 1e-6
+
+
+def test_discount_divides_the_covariance_terms_by_the_coherence_of_what_is_hidden():
+    """White noise keeps its weight; one hidden frequency of 48 makes its image count 48^−2 of it; A-DSM is never discounted."""
+    model, x = white_gaussian(), torch.zeros(1, 1, 6, 8, dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one = torch.full_like(x, 1e-9)
+    one[..., 0, 0] = 1e9
+    for values, share in ((torch.full_like(x, 0.1), 1.0), (one, 48.0**-2)):
+        cov = Covariance(values, "fourier")
+        plain, less = (dual_score_loss(model, x, cov, noise, discount=d) for d in (0.0, 2.0))
+        assert torch.allclose(less.total - less.a_dsm.mean(), share * (plain.total - plain.a_dsm.mean()), rtol=1e-3)

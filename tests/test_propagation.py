@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anem.covariance import Covariance, as_basis
+from anem.gaussian import IndependentPixels
 from anem.marginal import ScalarMixture
 from anem.propagation import propagate
 from anem.statistics import DataStatistics
@@ -127,3 +128,23 @@ def test_single_precision_follows_double():
     double = run(stats, y, cov, 2)[0].energies
     single = run(stats.float(), y.float(), cov.to(torch.float32), 2)[0].energies
     assert torch.allclose(single.double(), double, rtol=2e-3, atol=0.5)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "fourier"])
+def test_the_energy_of_independent_pixels_is_normalised_in_both_gradients(basis):
+    """Exact in pixels and for white noise: E ∂U/∂ℓ = 0, and the one-call posterior variance is the squared error."""
+    model, x = IndependentPixels(statistics()), pixels(statistics(), 20_000)
+    cov = Covariance.white(0.05, x.shape, basis, like=x)
+    y = x + cov.sample(torch.Generator().manual_seed(2))
+    result = model(y, cov)
+    assert torch.allclose(result.energy, exact(model.statistics, y, cov), rtol=1e-9)
+    slope = result.grad_logvar.flatten(1).mean(1)
+    assert slope.mean().abs() < 4 * slope.std() / len(x) ** 0.5
+    error = cov.basis.forward(result.denoised - x).square()
+    assert abs(error.mean() / result.posterior_variance.mean() - 1) < 0.03
+
+
+@pytest.mark.parametrize("settings", [{"rounds": -1}, {"share": 0.0}, {"share": 1.5}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="independent pixels: wanted"):
+        IndependentPixels(statistics(), **settings)

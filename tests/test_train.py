@@ -87,6 +87,15 @@ def test_wrong_configs_are_named(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_captured_step_wants_the_same_shapes_every_time(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("capture = true")
+    with pytest.raises(ValueError, match=r"capture: wanted noise\.stratified = true"):
+        load_config(path)
+    path.write_text("capture = true\n[noise]\nstratified = true")
+    assert load_config(path).capture
+
+
 def test_from_dict_changes_only_the_given_fields_of_a_base():
     base = EMAConfig(half_life=7, ramp_up=0.5)
     assert from_dict(EMAConfig, {"half_life": 9}, base) == EMAConfig(half_life=9, ramp_up=0.5)

@@ -28,6 +28,7 @@ tensor([0.5000])
 """
 
 from anem.gaussian.energies import Gaussian, GaussianMixture
+from anem.gaussian.pixels import IndependentPixels
 from anem.gaussian.posterior import MAX_DENSE, GaussianPosterior, MixturePosterior, basis_matrix
 from anem.gaussian.priors import make_mixture, make_power_law_gaussian, make_skewed, power_law_spectrum
 
@@ -36,6 +37,7 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "GaussianPosterior",
+    "IndependentPixels",
     "MixturePosterior",
     "basis_matrix",
     "make_mixture",
