@@ -125,3 +125,29 @@ def test_divergence_differentiates_twice_between_grid_points():
     log_v = torch.tensor([-15.03, -7.21, -1.1, 0.9], dtype=torch.float64).reshape(1, 1, 2, 2).requires_grad_()
     f = lambda t: model.divergence(t.exp())  # noqa: E731
     assert torch.autograd.gradcheck(f, (log_v,)) and torch.autograd.gradgradcheck(f, (log_v,))
+
+
+def slope(f, x, direction):
+    """The gradient of ⟨direction, f(x)⟩, to be differentiated twice more."""
+    return torch.autograd.grad(f(x), x, direction, create_graph=True)[0]
+
+
+def test_functions_differentiate_three_times():
+    """Second derivatives within a loss are differentiated once more by training."""
+    scope = GradientScope()
+    for f, x in (
+        (lambda v: conv2d(v.square(), torch.ones(4, 3, 3, 3, dtype=v.dtype), None, scope), double(1, 3, 2, 2)),
+        (silu, double(2, 3)),
+        (lambda v: group_norm(v, 2), double(1, 4, 2, 1)),
+    ):
+        assert torch.autograd.gradgradcheck(lambda v, d, f=f: slope(f, v, d), (x, torch.randn_like(f(x)).requires_grad_()))
+
+
+def test_scalar_mixture_differentiates_three_times():
+    model, m, v = mixture(), double(1, 2, 1, 2), (torch.rand(1, 2, 1, 2, dtype=torch.float64) + 0.3).requires_grad_()
+
+    def slopes(m, v):
+        log_p, mean = model(m, v)
+        return torch.autograd.grad((log_p * mean).sum(), (m, v), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(slopes, (m, v))

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 __all__ = ["ScalarMixture"]
 
@@ -23,34 +22,38 @@ class _LogDensity(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, m: Tensor, variance: Tensor, *ratios: Tensor):
+    def forward(ctx, mixture: ScalarMixture, m: Tensor, variance: Tensor, *ratios: Tensor):
+        ctx.mixture = mixture
         ctx.save_for_backward(m, variance, *ratios)
         return ratios[0].clone(), ratios[1].clone()
 
     @staticmethod
     def backward(ctx, grad_log: Tensor, grad_score: Tensor):
         m, variance, *ratios = ctx.saved_tensors
-        p1, p2, p3 = _Ratios.apply(m, variance, *ratios[1:])
+        p1, p2, p3 = _Ratios.apply(ctx.mixture, 3, m, variance, *ratios[1:])
         grad_m = grad_log * p1 + grad_score * (p2 - p1 * p1)
         grad_variance = 0.5 * (grad_log * p2 + grad_score * (p3 - p1 * p2))
-        return grad_m, grad_variance, *[None] * len(ratios)
+        return None, grad_m, grad_variance, *[None] * len(ratios)
 
 
 class _Ratios(torch.autograd.Function):
-    """(m, τ) ↦ (P_1, P_2, P_3), differentiable once more."""
+    """(m, τ) ↦ (P_1, …, P_count), given them and two more. What is to be differentiated again asks the mixture for the next two."""
 
     @staticmethod
-    def forward(ctx, m: Tensor, variance: Tensor, *p: Tensor):
-        ctx.save_for_backward(*p)
-        return tuple(x.clone() for x in p[:3])
+    def forward(ctx, mixture: ScalarMixture, count: int, m: Tensor, variance: Tensor, *p: Tensor):
+        ctx.mixture, ctx.count = mixture, count
+        ctx.save_for_backward(m, variance, *p)
+        return tuple(x.clone() for x in p[:count])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads: Tensor):
-        p = ctx.saved_tensors
+        m, variance, *p = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            more = ctx.mixture._ratios(m, variance, ctx.count + 4)[1:]
+            p = _Ratios.apply(ctx.mixture, ctx.count + 2, m, variance, *more)
         grad_m = sum(g * (p[n + 1] - p[n] * p[0]) for n, g in enumerate(grads))
         grad_variance = sum(0.5 * g * (p[n + 2] - p[n] * p[1]) for n, g in enumerate(grads))
-        return grad_m, grad_variance, *[None] * len(p)
+        return None, None, grad_m, grad_variance, *[None] * (ctx.count + 2)
 
 
 class ScalarMixture(nn.Module):
@@ -173,8 +176,8 @@ class ScalarMixture(nn.Module):
         """log p(m) in nats and E[x given m], both (B, C, H, W), for an observation m = x + N(0, variance) of every pixel.
 
         Arguments:
-            m, variance: (B, C, H, W); the results are twice differentiable in both.
+            m, variance: (B, C, H, W); the results are differentiable in both, to any order.
         """
         ratios = self._ratios(m, variance, 5 if torch.is_grad_enabled() else 1)
-        log_p, score = _LogDensity.apply(m, variance, *ratios) if torch.is_grad_enabled() else ratios
+        log_p, score = _LogDensity.apply(self, m, variance, *ratios) if torch.is_grad_enabled() else ratios
         return log_p, m + variance * score

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["GradientScope", "conv2d", "group_norm", "silu"]
 
@@ -42,6 +41,11 @@ def _padding(weight: Tensor) -> list[int]:
     return [weight.shape[2] // 2, weight.shape[3] // 2]
 
 
+def _last(x: Tensor) -> Tensor:
+    """Channels last, the one layout that all convolutions here read and write: operations on mixed layouts are several times slower."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Any, Any, Any]:
     return torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], _padding(weight), [1, 1], False, [0, 0], 1, mask)
 
@@ -58,6 +62,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
+        grad = _last(grad)
         need_x, need_weight, need_bias = (need and (i == 0 or ctx.scope.weights) for i, need in enumerate(ctx.needs_input_grad[:3]))
         return (
             _ConvInput.apply(grad, weight, ctx.scope) if need_x else None,
@@ -74,12 +79,15 @@ class _ConvInput(torch.autograd.Function):
     def forward(ctx, grad: Tensor, weight: Tensor, scope: GradientScope) -> Tensor:
         ctx.save_for_backward(grad, weight)
         ctx.scope = scope
-        x = grad.new_empty(1).expand(grad.shape[0], weight.shape[1], *grad.shape[2:])
+        # Never read: its layout alone decides that of the result.
+        shape = (grad.shape[0], weight.shape[1], *grad.shape[2:])
+        x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
         return _backward(grad, x, weight, [True, False, False])[0]
 
     @staticmethod
     def backward(ctx, v: Tensor):
         grad, weight = ctx.saved_tensors
+        v = _last(v)
         need_grad, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and ctx.scope.weights
         return (
             _Conv.apply(v, weight, None, ctx.scope) if need_grad else None,
@@ -110,16 +118,19 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scope: GradientScope)
         x: (B, C, H, W). weight: (O, C, k, k). bias: (O,) or None.
         scope: which gradients the backward passes compute.
     """
-    return _Conv.apply(x, weight, bias, scope)
+    return _Conv.apply(_last(x), weight, bias, scope)
 
 
 class _Silu(torch.autograd.Function):
-    """f(z) = z s(z) with s the logistic function."""
+    """f(z) = z s(z) with s the logistic function. Both derivatives are polynomials in z and s: one exponential in all."""
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return torch.nn.functional.silu(z)
+        s = torch.sigmoid(z)
+        f = z * s
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(z, s, torch.addcmul(s + f, f, s, value=-1))
+        return f
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -127,20 +138,24 @@ class _Silu(torch.autograd.Function):
 
 
 class _SiluGrad(torch.autograd.Function):
-    """(g, z) ↦ g f′(z)."""
+    """(g, z) ↦ g f′(z); s and f′ = s + f(1 − s) come from the forward pass."""
 
     @staticmethod
-    def forward(ctx, grad: Tensor, z: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, z)
-        return torch.ops.aten.silu_backward(grad, z)
+    def forward(ctx, grad: Tensor, z: Tensor, s: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, z, s, slope)
+        return grad * slope
 
     @staticmethod
     def backward(ctx, v: Tensor):
-        grad, z = ctx.saved_tensors
-        s = torch.sigmoid(z)
-        slope = s * (1 - s)
-        second = slope * (2 + z * (1 - 2 * s))
-        return _SiluGrad.apply(v, z), v * grad * second
+        grad, z, s, slope = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: by ordinary operations on z
+            s = torch.sigmoid(z)
+            slope = s * (1 + z * (1 - s))
+            return v * slope, v * grad * s * (1 - s) * (2 + z * (1 - 2 * s)), None, None
+        f = z * s
+        half = torch.addcmul(f, f, s, value=-2).add_(s, alpha=2)  # f″ = (1 − s)(2s + f(1 − 2s))
+        second = torch.addcmul(half, half, s, value=-1)
+        return v * slope, second.mul_(grad).mul_(v), None, None
 
 
 def silu(z: Tensor) -> Tensor:
@@ -148,15 +163,20 @@ def silu(z: Tensor) -> Tensor:
     return _Silu.apply(z)
 
 
+def _normalise(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """z, (B, groups, C/groups, H, W), and 1/std, (B, groups, 1, 1, 1), of every group."""
+    rows = x.unflatten(1, (groups, -1))
+    var, mean = torch.var_mean(rows, (2, 3, 4), correction=0, keepdim=True)
+    rstd = torch.rsqrt(var + _EPSILON)
+    return (rows - mean) * rstd, rstd
+
+
 class _GroupNorm(torch.autograd.Function):
     """z = (x − mean)/√(variance + ε) over each group of channels of an image."""
 
     @staticmethod
     def forward(ctx, x: Tensor, groups: int) -> Tensor:
-        rows = x.unflatten(1, (groups, -1))
-        var, mean = torch.var_mean(rows, (2, 3, 4), correction=0, keepdim=True)
-        rstd = torch.rsqrt(var + _EPSILON)
-        z = (rows - mean) * rstd
+        z, rstd = _normalise(x, groups)
         ctx.save_for_backward(x, z, rstd)
         return z.flatten(1, 2)
 
@@ -173,19 +193,23 @@ def _normalised(v: Tensor, z: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _GroupNormGrad(torch.autograd.Function):
-    """(g, x) ↦ J(x) g with J the symmetric Jacobian of :class:`_GroupNorm`; z and 1/std come from its forward pass."""
+    """(g, x) ↦ J(x) g with J the symmetric Jacobian of :class:`_GroupNorm`; z and 1/std come from its forward pass.
+
+    Its derivative is one formula. Where that is to be differentiated again, what it is made of is made again, by ordinary operations.
+    """
 
     @staticmethod
     def forward(ctx, grad: Tensor, x: Tensor, z: Tensor, rstd: Tensor) -> Tensor:
-        g = grad.reshape(z.shape)
-        out, along = _normalised(g, z, rstd)
-        ctx.save_for_backward(g, out, along, z, rstd)
+        out, along = _normalised(grad.reshape(z.shape), z, rstd)
+        ctx.save_for_backward(grad, x, out, along, z, rstd)
         return out.flatten(1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, v: Tensor):
-        g, jg, along_g, z, rstd = ctx.saved_tensors
+        grad, x, jg, along_g, z, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            z, rstd = _normalise(x, z.shape[1])
+            jg, along_g = _normalised(grad.reshape(z.shape), z, rstd)
         v = v.reshape(z.shape)
         jv, along_v = _normalised(v, z, rstd)
         inner = (v * jg).mean((2, 3, 4), keepdim=True)
@@ -194,5 +218,5 @@ class _GroupNormGrad(torch.autograd.Function):
 
 
 def group_norm(x: Tensor, groups: int) -> Tensor:
-    """Normalise each group of channels of each image to mean 0 and variance 1; twice differentiable. (B, C, H, W) to the same."""
+    """Normalise each group of channels of each image to mean 0 and variance 1, differentiable to any order. (B, C, H, W) to the same."""
     return _GroupNorm.apply(x, groups)
