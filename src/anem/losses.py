@@ -1,15 +1,25 @@
-"""Anisotropic denoising and covariance score matching (design of the paper's eqs. for A-DSM and A-CSM, per dimension)."""
+"""Anisotropic denoising and covariance score matching (design of the paper's eqs. for A-DSM and A-CSM, per dimension), and what may replace
+the latter: slices of it, and the residual of the Fokker–Planck equation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from anem.covariance import Covariance, coherence
-from anem.network import EnergyNetwork
+from anem.energy import EnergyModel
+from anem.network import EnergyNetwork, TrainingGradients
+from anem.random import Generators, uniform
 
-__all__ = ["LossTerms", "dual_score_loss"]
+__all__ = ["CovarianceTerm", "LossTerms", "dual_score_loss", "fokker_planck_residuals", "random_signs"]
+
+CovarianceTerm = Literal["matching", "sliced", "fokker_planck"]
+"""What teaches the energy how it depends on Σ, see :func:`dual_score_loss`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +41,9 @@ def dual_score_loss(
     balance: float = 0.0,
     collective: float = 0.0,
     discount: float = 0.0,
+    calibration: float = 0.0,
+    covariance_term: CovarianceTerm = "matching",
+    generators: Generators = None,
 ) -> LossTerms:
     """(1/d) Σ_k b_k (√λ_k (B∇U)_k − ε_k)² + w (1/d) Σ_k b_k (∂U/∂ℓ_k − ½(1 − ε_k²))², averaged over the batch.
 
@@ -48,26 +61,97 @@ def dual_score_loss(
             scaled as a whole. The mean of r over an image is known d times better than one r_k, and it is what log Z integrates; a bias
             of it of 0.02 nats/dim is invisible in the mean of r².
         discount: power of the coherence of the hidden part λ/(λ + c̄) by which the covariance terms of an image are divided.
+        calibration: weight of 9 log(1 + z²/9), z = Σ_k u_k (V_k − (x − D)²_k)/λ_k / √(2 Σ_k (u_k a_k)²): the one-call posterior variance V
+            against the squared error it predicts, summed over an image, for u = 1 and 1/(a + 0.01). Above the data variance V/λ = a + O(a²)
+            is a small difference of numbers that the other terms know to 10⁻² or so; the target is held fixed.
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
-        weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained.
+        weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained, and costs nothing.
+        covariance_term: "matching" is the above. "sliced" has (z · √b r)²/d with random signs z in place of the mean of b r². "fokker_planck"
+            has for r the residual of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean
+            it is; single products may be negative.
+        generators: of z and the probes; the draws of one image do not depend on the others' if it is one an image.
+
+    Raises:
+        ValueError: another ``covariance_term``.
     """
+    if covariance_term not in get_args(CovarianceTerm):
+        raise ValueError(f"covariance_term: wanted one of {', '.join(get_args(CovarianceTerm))}, got {covariance_term!r}")
     rho = model.statistics.residual(x, cov.basis) + cov.values.sqrt() * noise
-    gradients = model.differentiable_gradients(rho, cov)
-    denoising = (cov.values.sqrt() * gradients.grad_coordinates - noise).square()
     # For a real signal k and −k share one variance: half the target's variance is averaged away.
     target = 0.5 * (1 - cov.basis.symmetrise(noise.square()))
-    matching = (gradients.grad_logvar - target).square()
+    if weight and covariance_term == "fokker_planck":
+        gradients, pair = fokker_planck_residuals(model, rho, cov, [random_signs(rho, generators) for _ in range(2)])
+    else:
+        gradients = model.differentiable_gradients(rho, cov)
+        pair = [gradients.grad_logvar - target] * 2
+    denoising = (cov.values.sqrt() * gradients.grad_coordinates - noise).square()
     c = model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
     a = c / (c + cov.values)
     b = (a + 1e-3).pow(-balance)
-    matched = (b * matching).flatten(1).mean(1)
-    if collective:
-        residual = b.sqrt() * (gradients.grad_logvar - target)
-        for u in (a, 1 - a):
-            matched = matched + collective * (u * residual).flatten(1).sum(1).square() / u.square().flatten(1).sum(1)
-    if discount:
-        hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
-        matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)
-    total = (b * denoising).mean() + weight * matched.mean()
-    a_dsm, a_csm = denoising.detach().flatten(1).mean(1), matching.detach().flatten(1).mean(1)
-    return LossTerms(total, a_dsm, a_csm, gradients.energy.detach())
+    total = (b * denoising).mean()
+    if weight:
+        first, second = (b.sqrt() * r for r in pair)
+        if covariance_term == "sliced":
+            z = random_signs(rho, generators)
+            matched = _dot(z, first) * _dot(z, second) / rho[0].numel()
+        else:
+            matched = (first * second).flatten(1).mean(1)
+        for u in (a, 1 - a) if collective else ():
+            matched = matched + collective * _dot(u, first) * _dot(u, second) / _dot(u, u)
+        for u in (torch.ones_like(a), 1 / (a + 0.01)) if calibration else ():
+            z = _dot(u, _excess_variance(gradients, cov, noise)).square() / (2 * _dot(u * a, u * a))
+            matched = matched + calibration * 9 * torch.log1p(z / 9)
+        if discount:
+            hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
+            matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)
+        total = total + weight * matched.mean()
+    a_csm = (gradients.grad_logvar.detach() - target).square()
+    return LossTerms(total, denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
+
+
+def _excess_variance(gradients: TrainingGradients, cov: Covariance, noise: Tensor) -> Tensor:
+    """(V − (x − D)²)/λ of every coordinate, V/λ = 1 − 2∂U/∂ℓ − λ(B∇U)² the one-call posterior variance, D the one-call mean, held fixed."""
+    scaled = cov.values.sqrt() * gradients.grad_coordinates
+    error = cov.basis.symmetrise((noise - scaled.detach()).square())
+    return 1 - 2 * gradients.grad_logvar - cov.basis.symmetrise(scaled.square()) - error
+
+
+def fokker_planck_residuals(
+    model: EnergyModel, rho: Tensor, cov: Covariance, probes: Sequence[Tensor]
+) -> tuple[TrainingGradients, list[Tensor]]:
+    """∂U/∂ℓ_k − ½ (M_kk − λ_k (∂U/∂ρ_k)²) of every coordinate, an estimate of it for each probe, at y = μ + Bᵀρ.
+
+    M = √Λ B ∇²U Bᵀ √Λ is the Hessian in units of the noise. For z of independent entries of mean 0 and variance 1, z_k (Mz)_k has the mean
+    M_kk (Hutchinson's estimator, of a diagonal) and, for signs, the variance Σ_{j≠k} M_jk². Without a probe's noise the residual is 0 at
+    −log of any noisy density, for which M is at most 1. Averaged over coordinates that share a variance.
+
+    Everything is differentiable in the parameters, M thus three times over. A probe costs one more pass through the graph of the gradient.
+
+    Arguments:
+        rho: B(y − μ), (B, C, H, W). cov: Σ. probes: z, (B, C, H, W) each.
+
+    References:
+        Plainer, Wu, Klein, Günnemann and Noé, Consistent sampling and simulation (2025), arXiv 2506.17139, for isotropic diffusions.
+    """
+    deviation = cov.values.sqrt()
+    scope = model.unet.scope.inputs_only() if isinstance(model, EnergyNetwork) else nullcontext()
+    with torch.enable_grad(), scope:
+        leaf = rho.detach().requires_grad_()
+        logvar = cov.values.detach().log().requires_grad_()
+        y = model.statistics.mean_image(leaf) + cov.basis.inverse(leaf)
+        energy = model.energy(y, cov.replace(logvar.exp()))
+        grad_rho, grad_logvar = torch.autograd.grad(energy.sum(), (leaf, logvar), create_graph=True)
+        white = deviation * grad_rho
+        products = [deviation * torch.autograd.grad(white, leaf, z, create_graph=True)[0] for z in probes]
+    residuals = [cov.basis.symmetrise(grad_logvar - 0.5 * (z * p - white.square())) for z, p in zip(probes, products, strict=True)]
+    return TrainingGradients(energy, grad_rho, cov.basis.symmetrise(grad_logvar)), residuals
+
+
+def random_signs(like: Tensor, generators: Generators = None) -> Tensor:
+    """Independent ±1 of the shape (B, …), dtype and device of ``like``."""
+    return (uniform(like.shape, generators, like) < 0.5).to(like) * 2 - 1
+
+
+def _dot(u: Tensor, v: Tensor) -> Tensor:
+    """Inner products of images, (B,)."""
+    return (u * v).flatten(1).sum(1)

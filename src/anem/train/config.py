@@ -143,6 +143,7 @@ class TrainConfig:
         weight: w of the covariance score matching term (design: total = ℓ₁ + w (1/d) Σ r_k²).
         balance: γ of the coordinate weights (a + 10⁻³)^{−γ}, see :func:`anem.losses.dual_score_loss`.
         collective: weight of the residuals summed over an image, see the same function.
+        calibration: weight of the one-call variance against the squared error, see the same function.
         discount: of the covariance terms where few coordinates hide much, see the same function.
         statistics_images: images used to fit mean and variances.
         max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
@@ -160,6 +161,7 @@ class TrainConfig:
     balance: float = 0.5
     collective: float = 0.05
     discount: float = 2.0
+    calibration: float = 0.003
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0

@@ -67,7 +67,8 @@ def build_parts(config: TrainConfig) -> Parts:
 
 def loss_function(config: TrainConfig) -> Callable[..., Any]:
     """The loss as :class:`Parts` wants it, with the weights of the config."""
-    return partial(dual_score_loss, balance=config.balance, collective=config.collective, discount=config.discount)
+    names = ("balance", "collective", "discount", "calibration")
+    return partial(dual_score_loss, **{name: getattr(config, name) for name in names})
 
 
 def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) -> DataStatistics:
