@@ -329,10 +329,24 @@ def test_the_command_degrades_clean_images_and_prints_a_table(command):
     assert "box" in row and "4 to 4" in row
 
 
+@pytest.mark.parametrize("budget", [1, 5000])
+def test_an_interval_of_cells_that_are_too_coarse_is_marked(command, budget, tmp_path):
+    """With one look a family the first cells stay, a factor e^1.4 wide each; the evidence of 64 pixels is ten times narrower."""
+    code, out, err = command("m.npy", "--family", "white", "--budget", str(budget))
+    assert code == 0, err
+    (family,) = json.loads((tmp_path / "out" / "result.json").read_text())["images"][0]["estimates"]
+    resolved = budget > 1
+    assert family["resolved"] is resolved
+    assert ("not resolved" not in " ".join(out.split())) is resolved
+    low, high = family["parameters"][0]["interval_90"]
+    assert resolved or math.log(high / low) < math.log(1000) / 5
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ((), "--family: wanted one or more of white"),
+        (("--family", "white", "--budget", "0"), "--budget: wanted at least 1"),
         (("--family", "fog"), "got fog"),
         (("--family", "white", "--known", "std=1"), "no setting std"),
         (("--family", "white", "--known", "sigma"), "NAME=VALUE"),

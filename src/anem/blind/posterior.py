@@ -26,7 +26,8 @@ class Posterior:
         family: what θ means.
         centres, widths: the cells in the coordinates u, (N, D).
         log_evidence: log p(m given θ) at the centres, in nats, (N,); −∞ where θ is impossible.
-        resolved: whether the cells are as fine as the posterior asks for.
+        resolved: whether the cells are as fine as the posterior asks for. If not, it is narrower than a cell somewhere: moments, entropy
+            and intervals are then those of the cells.
     """
 
     family: Family

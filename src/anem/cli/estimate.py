@@ -42,6 +42,8 @@ class Estimate:
     """the images are clean: degrade them by the first family with these settings"""
     draws: Annotated[int, arg(metavar="N")] = 4
     """draws of what was not observed; more are slower and more exact"""
+    budget: Annotated[int, arg(metavar="N")] = 5000
+    """most settings of a family whose evidence is computed; intervals that would need more are marked as not resolved"""
     model: Model = "digits"
     seed: int = 0
     """of all random numbers"""
@@ -76,6 +78,8 @@ class Estimate:
         if len(set(self.family)) < len(self.family):
             raise ValueError(f"--family: wanted every family once, got {' '.join(self.family)}")
         check_seed(self.seed)
+        if self.budget < 1:
+            raise ValueError(f"--budget: wanted at least 1, got {self.budget}")
 
     def families(self, shape: Sequence[int]) -> list[blind.Family]:
         """The families for images of a shape (…, H, W), with what is known."""
@@ -104,12 +108,18 @@ class Estimate:
             images = self.degrade(images, generators_for(range(self.seed, self.seed + len(images)), self.device))
         entries = []
         for b, name in enumerate(names):
-            choice = choose(model, images[b : b + 1], families, draws=self.draws, seed=self.seed)
+            choice = choose(model, images[b : b + 1], families, draws=self.draws, seed=self.seed, budget=self.budget)
             for found, family in zip(choice.estimates, self.family, strict=True):
                 plot_evidence(found, f"{name}: {family}", folder / f"{name}_{family}.png")
             entries.append({"name": name} | figures(choice, self.family))
         head = {"model": self.model, "families": list(self.family), "known": settings("--known", self.known)}
-        return head | {"truth": settings("--truth", self.truth), "draws": self.draws, "seed": self.seed, "images": entries}
+        return head | {
+            "truth": settings("--truth", self.truth),
+            "draws": self.draws,
+            "budget": self.budget,
+            "seed": self.seed,
+            "images": entries,
+        }
 
     def degrade(self, images: Tensor, generators: list) -> Tensor:
         """Measurements of clean images under the settings of --truth."""
@@ -175,7 +185,7 @@ def runner_up(found: blind.Estimate) -> dict | None:
 
 
 def table(record: dict) -> Table:
-    """A line a parameter, in families from the most probable one down."""
+    """A line a parameter, in families from the most probable one down; intervals of cells that are too coarse are marked."""
     from rich.table import Table
 
     grid = Table(title="estimated degradation", title_justify="left", header_style="bold")
@@ -193,5 +203,8 @@ def table(record: dict) -> Table:
                 behind = f", {second['behind']:.1f} nats behind" if second is not None and i == 0 else ""
                 head = (image["name"], e["family"] + probability) if i == 0 else ("", "")
                 low, high = p["interval_90"]
-                grid.add_row(*head, p["name"], f"{p['estimate']:.4g}{error}{note}", f"{low:.3g} to {high:.3g}", other + behind)
+                width = f"{low:.3g} to {high:.3g}" + ("" if e["resolved"] else ", not resolved")
+                grid.add_row(*head, p["name"], f"{p['estimate']:.4g}{error}{note}", width, other + behind)
+    if not all(e["resolved"] for image in record["images"] for e in image["estimates"]):
+        grid.caption = "not resolved: the evidence is narrower than the cells it was computed on; the interval is about as wide as a cell"
     return grid
