@@ -10,6 +10,7 @@ from PIL import Image
 from anem.baselines import DAPS, DPS, Composition, ConditionalConfig, ConditionalNetwork, PaperSampler, REDDiff
 from anem.bench import compare, harness
 from anem.bench.compare import METHODS, TASKS, Counted, Size
+from anem.bench.compare_data import Images
 from anem.bench.compare_methods import OURS, PRIORS, Method, find_prior
 from anem.bench.compare_table import markdown
 from anem.bench.harness import Report, run_bench
@@ -80,8 +81,15 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
     def start(**changes):
-        settings = {"model": str(tmp_path / "model"), "data": tmp_path, "quick": True, "trained": tmp_path, "methods": (OURS, "RED-Diff")}
-        return run_bench(compare.run, "compare", command="c", json_file=tmp_path / "c.json", out=tmp_path / "out", **settings | changes)
+        where = {"json_file": tmp_path / "c.json", "out": tmp_path / "out"}
+        settings = where | {
+            "model": str(tmp_path / "model"),
+            "data": tmp_path,
+            "quick": True,
+            "trained": tmp_path,
+            "methods": (OURS, "RED-Diff"),
+        }
+        return run_bench(compare.run, "compare", command="c", **settings | changes)
 
     return start
 
@@ -117,6 +125,35 @@ def test_a_network_for_the_task_is_compared_where_there_is_one(bench, tmp_path):
     settings = {"100% of the calls": 6, "40% of the calls": 2}
     assert figures["x4, 6 calls/InDI/calls"].value == settings[figures["x4, 6 calls/InDI/setting"].value]
     assert "x4, 6 calls/InDI/PSNR" in figures
+
+
+def test_models_that_are_missing_are_named_in_one_line(bench, tmp_path):
+    line = bench().figures["missing models"].value
+    assert len(line.splitlines()) == 1 and line.count("anem train configs/") == 2
+    with pytest.raises(ValueError, match=r"comparison-digits.*; .*isotropic-digits"):
+        bench(quick=False, json_file=tmp_path / "full.json")
+
+
+def test_other_images_are_divided_by_their_order(tmp_path):
+    x = np.arange(40, dtype=np.uint8)[:, None, None] * np.ones((1, 12, 12), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=x)
+    for split, judged in (("tuning", [3, 4]), ("report", [20, 21])):
+        images = Images.of(str(tmp_path / "mine.npz"), tmp_path, split, 3, 2, 100)
+        found = [(256 * part[:, 0, 0, 0]).int().tolist() for part in (images.tuning, images.judged, images.reference)]
+        assert found == [[0, 1, 2], judged, list(range(10, 20))]
+    with pytest.raises(ValueError, match="wanted 9 images for tuning, there are 7"):
+        Images.of(str(tmp_path / "mine.npz"), tmp_path, "tuning", 3, 9, 5)
+    with pytest.raises(ValueError, match=r"comparison-mine.*configs/comparison-mine"):
+        find_prior(OURS, "box", tmp_path, "digits", str(tmp_path / "mine.npz"))
+
+
+def test_a_comparison_on_other_images_runs(bench, tmp_path):
+    """20 × 20 pixels: boxes shrink with the image, and KID, whose features are of digits or need weights, is left out by name."""
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "mine.npz", x_train=rng.integers(0, 256, (40, 20, 20)).astype(np.uint8))
+    figures = bench(dataset=str(tmp_path / "mine.npz"), tasks=("box",)).figures
+    assert "box, 6 calls/RED-Diff/PSNR" in figures and "KID" in figures["left out"].value
+    assert not any(key.endswith("/KID") for key in figures)
 
 
 def test_only_known_names_are_compared(bench):

@@ -49,8 +49,10 @@ class Method:
             raise ValueError(f"settings: wanted 1 to 4, got {len(self.settings)}")
 
 
-def find_prior(name: str, task: str, trained: Path, given: str) -> str:
+def find_prior(name: str, task: str, trained: Path, given: str, dataset: str = "mnist") -> str:
     """Name or folder of the model that a method uses for a task.
+
+    Runs on another data set than MNIST end in its name, ``comparison-NAME`` and so on in place of ``comparison-digits``.
 
     Raises:
         ValueError: it was not trained yet; says how to.
@@ -59,6 +61,8 @@ def find_prior(name: str, task: str, trained: Path, given: str) -> str:
     if prior == "given":
         return given
     run = f"{name.lower()}-{task}" if prior == "conditional" else PRIORS[prior]
+    if dataset != "mnist":
+        run = f"{run.removesuffix('-digits')}-{Path(dataset).stem}"
     folder = trained / run / "model"
     if not (folder / "model.safetensors").is_file():
         config = f"baselines/{run}" if prior == "conditional" else run

@@ -125,6 +125,7 @@ class Context:
         images: images to train each model on, for benches that train, or to restore, for "compare"; None for the bench's own number.
         tasks, methods: what to compare, for benches that do; all if empty.
         trained: folder of training runs whose models are compared.
+        dataset: images to compare methods on: "mnist", or what :class:`anem.data.DataConfig` reads.
         save: called after every figure.
     """
 
@@ -141,6 +142,7 @@ class Context:
         tasks: tuple[str, ...] = (),
         methods: tuple[str, ...] = (),
         trained: Path = Path("runs"),
+        dataset: str = "mnist",
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -150,7 +152,7 @@ class Context:
         self.data = data
         self.split = split
         self.images = images
-        self.tasks, self.methods, self.trained = tasks, methods, trained
+        self.tasks, self.methods, self.trained, self.dataset = tasks, methods, trained, dataset
         self.seed = report.seed
         self._save = save
         self._made: set[str] = set()
@@ -223,6 +225,7 @@ def run_bench(
     tasks: tuple[str, ...] = (),
     methods: tuple[str, ...] = (),
     trained: Path = Path("runs"),
+    dataset: str = "mnist",
     fresh: bool = False,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
@@ -255,7 +258,7 @@ def run_bench(
 
     write_json(json_file, report.as_dict())
     settings = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods, "trained": trained}
-    run(Context(report, quick=quick, out=out, save=save, **settings))
+    run(Context(report, quick=quick, out=out, save=save, dataset=dataset, **settings))
     report.wall_s = spent + time.perf_counter() - start
     write_json(json_file, report.as_dict())
     return report

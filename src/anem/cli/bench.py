@@ -42,6 +42,8 @@ class Bench:
     """by what, for compare"""
     trained: Annotated[Path, arg(metavar="DIR")] = Path("runs")
     """folder of training runs, for compare"""
+    dataset: Annotated[str, arg(metavar="D")] = "mnist"
+    """images to compare methods on: mnist, or a folder or .npz file, whose images are divided by their order"""
     seed: int = 0
     """of all random numbers"""
     fresh: Flag = False
@@ -82,6 +84,7 @@ class Bench:
             tasks=self.tasks,
             methods=self.methods,
             trained=self.trained,
+            dataset=self.dataset,
             fresh=self.fresh,
             on_figure=show,
         )
@@ -100,5 +103,6 @@ class Bench:
         words += ["--tasks", *self.tasks] if self.tasks else []
         words += ["--methods", *self.methods] if self.methods else []
         words += ["--trained", str(self.trained)] if self.trained != Path("runs") else []
+        words += ["--dataset", self.dataset] if self.dataset != "mnist" else []
         words += ["--seed", str(self.seed)] if self.seed else []
         return shlex.join(words)
