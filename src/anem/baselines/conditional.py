@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from anem.baselines.isotropic import each_sample
 from anem.corruptions import NoiseBatch
 from anem.covariance import Covariance
 from anem.data import load_dataset
@@ -26,12 +27,13 @@ from anem.network import NetworkConfig
 from anem.nn.embedding import SPECTRAL_FEATURES
 from anem.nn.unet import UNet
 from anem.operators import LinearOperator, make_operator
+from anem.random import Generators
 from anem.statistics import DataStatistics
 from anem.train import Parts, TrainConfig
 from anem.train.config import from_dict
 from anem.train.parts import network_config
 
-__all__ = ["ConditionalConfig", "ConditionalNetwork", "conditional_parts", "load_conditional", "measurement_image"]
+__all__ = ["ConditionalConfig", "ConditionalNetwork", "conditional_parts", "load_conditional", "measurement_image", "restore_each"]
 
 _FORMAT = "anem-conditional-1"
 
@@ -117,6 +119,23 @@ class ConditionalNetwork(nn.Module):
         model = cls(NetworkConfig(**network), ConditionalConfig(**card["problem"]), DataStatistics(**card["statistics"]))
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval().requires_grad_(False)
+
+
+Draw = Callable[[Tensor, Generators], Tensor]
+"""(measurement image in [−1, 1], random numbers) to one sample an image in [0, 1], (B, C, H, W)."""
+
+
+def restore_each(
+    network: ConditionalNetwork, draw: Draw, samples: int, measurement: Tensor, operator: LinearOperator, generators: Generators
+) -> Tensor:
+    """Restorations (S, B, C, H, W) by ``draw``, from a measurement through the operator that the network was trained for.
+
+    Raises:
+        ValueError: another operator, samples < 1.
+    """
+    network.check(operator, operator.image_shape(measurement.shape))
+    seen = 2 * measurement_image(measurement, operator) - 1
+    return each_sample(partial(draw, seen), samples, generators, len(measurement), measurement.device)
 
 
 Loss = Callable[[ConditionalNetwork, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.baselines.conditional import ConditionalNetwork, measurement_image
-from anem.baselines.isotropic import each_sample
+from anem.baselines.conditional import ConditionalNetwork, restore_each
 from anem.operators import LinearOperator
 from anem.random import Generators, normal
 
@@ -55,13 +54,7 @@ class InDI:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is that of the training, whatever is given."""
         if self.steps < 1:
             raise ValueError(f"steps: wanted at least 1, got {self.steps}")
-        self.network.check(operator, operator.image_shape(measurement.shape))
-        seen = 2 * measurement_image(measurement, operator) - 1
-
-        def draw(noise: Generators) -> Tensor:
-            return self._sample(seen, noise)
-
-        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+        return restore_each(self.network, self._sample, self.samples, measurement, operator, generators)
 
     @torch.no_grad()
     def _sample(self, seen: Tensor, generators: Generators) -> Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.baselines.conditional import ConditionalNetwork, measurement_image
-from anem.baselines.isotropic import alpha_bars, each_sample
+from anem.baselines.conditional import ConditionalNetwork, restore_each
+from anem.baselines.isotropic import alpha_bars
 from anem.operators import Inpainting, LinearOperator
 from anem.random import Generators, normal
 
@@ -49,13 +49,7 @@ class Palette:
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is that of the training, whatever is given."""
-        self.network.check(operator, operator.image_shape(measurement.shape))
-        seen = 2 * measurement_image(measurement, operator) - 1
-
-        def draw(noise: Generators) -> Tensor:
-            return self._sample(seen, noise)
-
-        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+        return restore_each(self.network, self._sample, self.samples, measurement, operator, generators)
 
     @torch.no_grad()
     def _sample(self, seen: Tensor, generators: Generators) -> Tensor:
