@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from anem.bench import speed_estimators as est
-from anem.bench import speed_sampling, speed_step
+from anem.bench import speed_step
 from anem.bench.counts import make_workload
 from anem.bench.reference import PlainNetwork
-from anem.bench.speed_sampling import Curve, Oracle, energy_score
 from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
 from anem.losses import dual_score_loss
 from anem.network import NetworkConfig
@@ -92,31 +91,6 @@ def test_parts_of_the_batch_average_to_the_whole(workload, generator):
     assert float(values.mean()) == pytest.approx(float(est.full(model, workload, generator).detach()), rel=1e-9)
 
 
-def test_the_energy_score_is_least_for_exact_draws(generator):
-    setting = Oracle.hidden_box(64, 4, generator)
-    exact = setting.posterior.sample(32, generator)
-    best = energy_score(exact, setting.x)
-    centre = setting.posterior.mean
-    for wrong in (centre + 0.5 * (exact - centre), centre + 2 * (exact - centre), exact + 0.1):
-        assert energy_score(wrong, setting.x) > 1.01 * best
-
-
 def test_the_machine_has_rates():
     machine = Machine.measure(batch=1, shapes=((8, 8),), rounds=1)
     assert machine.convolution > 1e6 and machine.memory > 1e7
-
-
-def test_exact_draws_have_the_posterior_variance(generator):
-    setting = Oracle.hidden_box(64, 4, generator)
-    at = setting.judge(setting.posterior.sample(64, generator))
-    assert at["squared error over posterior variance"] == pytest.approx(1, abs=0.05)  # 5 standard errors of 4096 draws
-
-
-def test_curves_compare_calls():
-    curve = Curve("ancestral", "geometric", True)
-    for calls, value in ((32, 1.1), (250, 1.0)):
-        curve.add(calls, {"a": value, "b": 2.0})
-    assert curve.change(32, 250) == pytest.approx(0.1)
-    steps = {k: speed_sampling.schedule_within(9, Curve(k, "geometric", True)) for k in ("ancestral", "flow", "sandwich")}
-    assert {k: s.steps for k, s in steps.items()} == {"ancestral": 8, "flow": 4, "sandwich": 2}
-    assert speed_sampling.schedule_within(4, Curve("sandwich", "geometric", True)) is None

@@ -11,6 +11,7 @@ __all__ = ["BENCHES", "Context", "Figure", "Report", "load_bench", "run_bench", 
 BENCHES = {
     "oracle": "anem.bench.oracle",
     "samplers": "anem.bench.samplers",
+    "sampling": "anem.bench.sampling",
     "digits": "anem.bench.digits",
     "ablation": "anem.bench.ablation",
     "compare": "anem.bench.compare",
@@ -18,6 +19,7 @@ BENCHES = {
     "schedules": "anem.bench.schedules",
     "blind": "anem.bench.blind",
     "speed": "anem.bench.speed",
+    "recipe": "anem.bench.recipe",
     "audit": "anem.bench.audit",
     "diagnose": "anem.bench.diagnose",
 }

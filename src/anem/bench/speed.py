@@ -1,4 +1,4 @@
-"""Speed: a training step against a plain one and the machine's floor, blind sweeps, growth, memory, samples against network calls.
+"""Speed: a training step against a plain one and the machine's floor, blind sweeps, growth, memory.
 
 Times are ratios within one run, measured in alternation; absolute numbers are of this machine at its number of threads.
 
@@ -9,8 +9,9 @@ Times are ratios within one run, measured in alternation; absolute numbers are o
 * blind: the evidence of every (side of a box, σ in it) for one digit, against the energies alone.
 * growth: exponents of time and memory, fitted on three sizes.
 * memory: bytes alive at once, counted.
-* sampling: with a budget of network calls, all kernels and schedules; on an exact prior and, with ``make data``, on digits.
 * estimators: sliced A-CSM and A-CSM on a part of the batch (:mod:`anem.bench.speed_estimators`).
+
+Samples against network calls are a bench of their own, :mod:`anem.bench.sampling`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from dataclasses import replace
 from anem.bench.counts import Workload, make_workload
 from anem.bench.harness import Context
 from anem.bench.speed_estimators import estimators
-from anem.bench.speed_plots import plot_growth, plot_sampling, plot_step
-from anem.bench.speed_sampling import CALLS, FEW, MANY, digits, oracle
+from anem.bench.speed_plots import plot_growth, plot_step
 from anem.bench.speed_step import Growth, blind_sweep, growth, memory, training_step
 from anem.network import NetworkConfig
 
@@ -57,9 +57,6 @@ def run(context: Context) -> None:
         plot_growth(grown, context.out / "growth.png")
     if not context.done("estimators/every 4th image: time to the same variance over full"):
         estimators(context, few if context.quick else workload, 3 if context.quick else 16, 5)
-    if not context.done(f"sampling/oracle/least change from {FEW} to {MANY if context.quick else max(CALLS)} calls"):
-        plot_sampling(oracle(context), "exact prior, hidden box", context.out / "sampling-oracle.png")
-    plot_sampling(digits(context), "digits, hidden box", context.out / "sampling-digits.png")
 
 
 def _first(workload: Workload, count: int) -> Workload:

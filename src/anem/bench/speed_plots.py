@@ -7,10 +7,9 @@ from pathlib import Path
 from matplotlib.figure import Figure as Picture
 
 from anem.bench.harness import Report
-from anem.bench.speed_sampling import Curve
 from anem.bench.speed_step import Growth
 
-__all__ = ["plot_growth", "plot_sampling", "plot_step"]
+__all__ = ["plot_growth", "plot_step"]
 
 
 def plot_step(report: Report, name: str, file: Path) -> None:
@@ -37,19 +36,4 @@ def plot_growth(grown: list[Growth], file: Path) -> None:
             ax.loglog(g.sizes, [v / values[0] for v in values], "o-", label=f"{name}, power {p:.2f}")
         ax.set_xlabel(g.name)
         ax.legend(fontsize=8)
-    picture.savefig(file, dpi=110)
-
-
-def plot_sampling(curves: list[Curve], title: str, file: Path) -> None:
-    """Every figure against network calls; deterministic kernels dotted."""
-    names = list(curves[0].figures)
-    picture = Picture(figsize=(4.2 * len(names), 3.6), layout="constrained")
-    for ax, name in zip(picture.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for curve in curves:
-            at = curve.figures.get(name, {})
-            ax.semilogx(list(at), list(at.values()), ".-" if curve.stochastic else ".:", label=curve.name, linewidth=1)
-        ax.set_xlabel("network calls a sample")
-        ax.set_ylabel(name)
-    ax.legend(fontsize=6, ncols=2)
-    picture.suptitle(title, fontsize=10)
     picture.savefig(file, dpi=110)
