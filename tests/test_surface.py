@@ -16,7 +16,7 @@ import anem
 from anem import hub
 from anem.gaussian import make_power_law_gaussian
 from anem.network import EnergyNetwork, NetworkConfig
-from anem.sample import sample_posterior
+from anem.sample import VarianceGuided, sample_posterior
 from anem.statistics import DataStatistics
 
 
@@ -206,3 +206,44 @@ def test_one_sample_has_no_deviation():
 def test_measurements_that_do_not_fit_are_refused(measurement, message):
     with pytest.raises(ValueError, match=message):
         restored(measurement)
+
+
+def test_a_schedule_has_a_name_as_a_kernel_has():
+    named, own = (
+        anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, steps=3, seed=5, schedule=schedule).samples
+        for schedule in ("variance", VarianceGuided(3))
+    )
+    assert torch.equal(named, own)
+    with pytest.raises(ValueError, match="schedule: wanted one of geometric, energy, variance, got 'magic'"):
+        anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, schedule="magic")
+
+
+def test_a_negative_seed_is_named():
+    with pytest.raises(ValueError, match="seed: wanted whole numbers >= 0, got -1"):
+        anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, seed=-1)
+
+
+def test_a_device_without_numbers_is_refused(folder):
+    with pytest.raises(ValueError, match="device: 'meta' cannot be used here"):
+        anem.load(folder, "meta")
+
+
+@pytest.mark.parametrize("method", ["gradients", "denoise", "posterior_variance", "log_prob"])
+@pytest.mark.parametrize(
+    ("y", "cov", "message"),
+    [
+        (TENSOR[:1], (2, 1, 8, 8), "wanted the shape of the covariance"),
+        (TENSOR[0], (1, 1, 8, 8), r"wanted \(B, 1, H, W\)"),
+        (torch.zeros(2, 3, 8, 8), (2, 3, 8, 8), r"wanted \(B, 1, H, W\), the model's channels"),
+        (torch.full((2, 1, 8, 8), float("nan")), (2, 1, 8, 8), "finite"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), (2, 1, 8, 8), "a tensor of floats, got torch.uint8"),
+        (PIXELS, (2, 1, 8, 8), "a tensor of floats, got ndarray"),
+    ],
+    ids=["batch", "rank", "channels", "nan", "integers", "array"],
+)
+def test_what_is_no_noisy_image_of_the_model_is_refused(folder, method, y, cov, message):
+    for model in (MODEL, anem.load(folder)):
+        with pytest.raises(ValueError, match=message):
+            getattr(model, method)(y, anem.Covariance.white(0.01, cov))
+    with pytest.raises(ValueError, match="cov: wanted a Covariance, got Tensor"):
+        getattr(MODEL, method)(TENSOR, torch.ones(2, 1, 8, 8))

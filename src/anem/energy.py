@@ -78,26 +78,36 @@ class EnergyModel(nn.Module, ABC):
 
     def gradients(self, y: Tensor, cov: Covariance) -> tuple[Tensor, Tensor]:
         """(∇_y U, ∂U/∂ℓ), both (B, C, H, W): the first in image space, the second per basis coordinate."""
-        evaluation = self(y, cov)
+        evaluation = self._checked(y, cov)
         return evaluation.grad_y, evaluation.grad_logvar
 
     def denoise(self, y: Tensor, cov: Covariance) -> Tensor:
         """E[x given y, Σ], (B, C, H, W)."""
-        return self(y, cov).denoised
+        return self._checked(y, cov).denoised
 
     def posterior_variance(self, y: Tensor, cov: Covariance) -> Tensor:
         """Var(x_k given y) per basis coordinate, raw, (B, C, H, W)."""
-        return self(y, cov).posterior_variance
+        return self._checked(y, cov).posterior_variance
 
     def log_prob(self, y: Tensor, cov: Covariance) -> Tensor:
         """log p(y given Σ) = −U(y, Σ), in nats, (B,). No gradient is recorded."""
-        check_observation(y, cov)
+        check_observation(y, cov, len(self.statistics.mean))
         with torch.no_grad():
             return -self.energy(y, cov)
 
+    def _checked(self, y: Tensor, cov: Covariance) -> Evaluation:
+        check_observation(y, cov, len(self.statistics.mean))
+        return self(y, cov)
 
-def check_observation(y: Tensor, cov: Covariance) -> None:
-    """Raise ValueError unless y is finite and has the shape of Σ."""
+
+def check_observation(y: Tensor, cov: Covariance, channels: int | None = None) -> None:
+    """Raise ValueError unless y is finite, of floats, and has the shape of Σ and as many ``channels`` as the model."""
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        raise ValueError(f"y: wanted a tensor of floats, got {y.dtype if isinstance(y, Tensor) else type(y).__name__}")
+    if not isinstance(cov, Covariance):
+        raise ValueError(f"cov: wanted a Covariance, got {type(cov).__name__}")
+    if channels is not None and (y.ndim != 4 or y.shape[1] != channels):
+        raise ValueError(f"y: wanted (B, {channels}, H, W), the model's channels, got {tuple(y.shape)}")
     if y.shape != cov.shape:
         raise ValueError(f"y: wanted the shape of the covariance {tuple(cov.shape)}, got {tuple(y.shape)}")
     if not bool(torch.isfinite(y).all()):

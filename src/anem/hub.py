@@ -98,6 +98,7 @@ def load(name_or_path: str | Path = "digits", device: torch.device | str = "cpu"
 
     try:
         torch.empty(0, device=device)
+        torch.Generator(device)  # the device "meta" has tensors, but neither random numbers nor values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
 

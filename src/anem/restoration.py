@@ -68,7 +68,7 @@ def sample_posterior(
     steps: int = 50,
     kernel: Kernel | str = "ancestral",
     corrector: Corrector | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     final: str = "denoise",
     seed: int | Sequence[int] = 0,
     chunk: int | None = None,

@@ -17,6 +17,7 @@ from anem.operators import LinearOperator, Observation
 from anem.random import generators_for
 from anem.sample.chain import Callback, run_chain
 from anem.sample.correctors import Corrector
+from anem.sample.guided import as_schedule
 from anem.sample.kernels import Kernel, Noise, as_kernel
 from anem.sample.schedules import Geometric, Schedule
 
@@ -110,6 +111,8 @@ class Sampler:
         seeds = range(seed, seed + batch) if isinstance(seed, int) else list(seed)
         if samples < 1 or batch < 1 or len(seeds) != batch:
             raise ValueError(f"wanted samples >= 1, images >= 1 and a seed for each, got {samples}, {batch} and {len(seeds)}")
+        if min(seeds) < 0:
+            raise ValueError(f"seed: wanted whole numbers >= 0, got {min(seeds)}")
 
         def run(chains: range) -> _Part:
             observation, generators = _start(observe, seeds, chains, like.device)
@@ -220,7 +223,7 @@ def sample_posterior(
     steps: int = 50,
     kernel: Kernel | str = "ancestral",
     corrector: Corrector | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     final: str = "denoise",
     seed: int | Sequence[int] = 0,
     chunk: int | None = None,
@@ -238,8 +241,8 @@ def sample_posterior(
         operator: H.
         sigma: standard deviation of the noise in m: a number, (B,), or a map where the operator allows it.
         samples: S, draws for each image.
-        steps: of the geometric schedule.
-        schedule: another path, in place of ``steps``.
+        steps: of the path.
+        schedule: another path than the geometric one, by name ("energy", "variance") or, in place of ``steps``, as an object.
         seed: of image b, seed + b, or one an image.
         regularised: see :meth:`LinearOperator.observe`.
         kernel, corrector, final, chunk, callback: see :class:`Sampler`.
@@ -249,7 +252,7 @@ def sample_posterior(
 
     Source: Zilberstein et al., arXiv 2605.15487; kernels and correctors as documented in :mod:`anem.sample`.
     """
-    sampler = Sampler(kernel, corrector, schedule or Geometric(steps), final, chunk, callback)
+    sampler = Sampler(kernel, corrector, as_schedule(schedule or Geometric(steps), steps), final, chunk, callback)
     observe = partial(operator.observe, measurement.double(), sigma, model.statistics, regularised=regularised)
     return sampler.sample(model, observe, operator.image_shape(measurement.shape), samples, seed, measurement)
 
@@ -261,7 +264,7 @@ def sample_prior(
     steps: int = 50,
     kernel: Kernel | str = "ancestral",
     corrector: Corrector | None = None,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     final: str = "denoise",
     seed: int | Sequence[int] = 0,
     chunk: int | None = None,
@@ -288,5 +291,5 @@ def sample_prior(
         y = statistics.mean_image(double) + spread.sample(generators)
         return Observation(y, cov, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
 
-    sampler = Sampler(kernel, corrector, schedule or Geometric(steps), final, chunk, callback)
+    sampler = Sampler(kernel, corrector, as_schedule(schedule or Geometric(steps), steps), final, chunk, callback)
     return sampler.sample(model, anchor, shape, 1, seed, like)
