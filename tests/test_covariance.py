@@ -422,3 +422,9 @@ def test_float32_agrees_with_float64(cov, generator):
     x = torch.randn(cov.shape, generator=generator, dtype=torch.float64)
     exact, single = cov.norm2(x), cov.to(torch.float32).norm2(x.float())
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("values", [torch.ones(1, 1, 4, 4, dtype=torch.long), torch.ones(1, 1, 4, 4).numpy()], ids=["integers", "array"])
+def test_variances_that_are_no_floats_are_refused(values):
+    with pytest.raises(ValueError, match="wanted a tensor of floats, got (torch.int64|ndarray)"):
+        Covariance(values)

@@ -420,3 +420,14 @@ def test_refused_with_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("operator", [Identity(), GaussianBlur(3, 0.8), SuperResolution(2)], ids=lambda o: o.name)
+def test_integers_are_no_intensities(operator):
+    with pytest.raises(ValueError, match="x: wanted a tensor of floats, got torch.uint8"):
+        operator.measure(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 0.1)
+
+
+def test_a_kernel_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="kernel: wanted finite floating-point values, at least one"):
+        KernelBlur(torch.ones(0, 3))

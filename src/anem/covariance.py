@@ -277,6 +277,8 @@ class Covariance:
 
     def _check(self) -> None:
         v = self.values
+        if not isinstance(v, Tensor) or not v.is_floating_point():
+            raise ValueError(f"covariance: wanted a tensor of floats, got {v.dtype if isinstance(v, Tensor) else type(v).__name__}")
         if v.ndim != 4:
             raise ValueError(f"covariance: values must have shape (B, C, H, W), got {tuple(v.shape)}")
         self.basis.check_size(v.shape[-2], v.shape[-1])

@@ -244,6 +244,8 @@ class LinearOperator(ABC):
 
 
 def _check_rank(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"{name}: wanted a tensor of floats, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"{name}: wanted shape (B, C, H, W), got {tuple(x.shape)}")
 

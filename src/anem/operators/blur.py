@@ -83,8 +83,8 @@ class KernelBlur(Blur):
     def __init__(self, kernel: Tensor) -> None:
         if kernel.ndim not in (2, 3, 4):
             raise ValueError(f"kernel: wanted shape (kh, kw), (C, kh, kw) or (P, C, kh, kw), got {tuple(kernel.shape)}")
-        if not kernel.is_floating_point() or not bool(torch.isfinite(kernel).all()):
-            raise ValueError("kernel: wanted finite floating-point values")
+        if not kernel.is_floating_point() or not kernel.numel() or not bool(torch.isfinite(kernel).all()):
+            raise ValueError("kernel: wanted finite floating-point values, at least one")
         self._kernel = kernel[(None,) * (4 - kernel.ndim)]
 
     def kernel(self) -> Tensor:
