@@ -534,3 +534,18 @@ def test_bench_prints_a_table_writes_json_and_says_if_an_aim_is_missed(bench, ca
 def test_bench_lists_the_benches_and_refuses_others(bench, anem_says, anem_refuses):
     assert "Something to measure." in anem_says("bench")
     assert "no bench 'nonsense': wanted one of" in anem_refuses("bench", "nonsense")
+
+
+def test_a_full_disk_is_named_by_the_folder_of_the_results(pictures, monkeypatch, anem_refuses):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("anem.cli.report.save_image", fail)
+    line = anem_refuses("restore", pictures / "a.png", *TASK, *FAST, "--out", "results")
+    assert line.endswith("/results: No space left on device")
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf"])
+def test_a_time_that_is_none_is_refused(minutes, anem_refuses):
+    assert "--minutes: wanted a time >= 0" in anem_refuses("train", "any.toml", "--minutes", minutes)

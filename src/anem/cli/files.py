@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -47,9 +48,11 @@ def new_folder(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rename(old)
         fresh.rename(out)
-    except BaseException:
+    except BaseException as error:
         if old.exists():
             old.rename(out)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(out)) from None  # a write that fails does not say where
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)

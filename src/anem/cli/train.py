@@ -40,6 +40,8 @@ class Train:
             def on_end(self, state: TrainState) -> None:
                 self.images = state.images
 
+        if self.minutes is not None and not 0 <= self.minutes < float("inf"):
+            raise ValueError(f"--minutes: wanted a time >= 0 (0: no limit), got {self.minutes}")
         config, parts = load_conditional(self.config) or (load_config(self.config), None)
         config = replace(
             config,
