@@ -259,7 +259,8 @@ def _report(context: Context, contender: Contender, curve: Curve, x: Tensor) -> 
     for variance, error in last.slopes.items():
         context.figure(f"{name}/slope error at σ² = {variance} (nats/dim)", error)
     if isinstance(model, RecipeNetwork):
-        images = contender.parts.data.batch(torch.arange(min(len(contender.parts.data), 1024)), context.generator("calibration"))
+        indices = torch.arange(min(len(contender.parts.data), contender.config.statistics_images, 1024))
+        images = contender.parts.data.batch(indices, context.generator("calibration"))
         shift = calibrate(model, images, model.statistics.lambda_max, context.generator("calibration noise"))
         context.figure(f"{name}/constant fitted after training (nats/dim)", shift / x[0].numel())
     for variance, value in VARIANCES.items():
