@@ -1,5 +1,7 @@
-"""Anisotropic denoising and covariance score matching (design of the paper's eqs. for A-DSM and A-CSM, per dimension), and what may replace
-the latter: slices of it, and the residual of the Fokker–Planck equation."""
+"""Anisotropic denoising and covariance score matching (design of the paper's eqs. for A-DSM and A-CSM, per dimension).
+
+The second may be replaced by slices of itself, or by the residual of the Fokker–Planck equation.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,8 @@ def dual_score_loss(
             is a small difference of numbers that the other terms know to 10⁻² or so; the target is held fixed.
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
         weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained, and costs nothing.
-        covariance_term: "matching" is the above. "sliced" has (z · √b r)²/d with random signs z in place of the mean of b r². "fokker_planck"
-            has for r the residual of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean
+        covariance_term: "matching" is the above. "sliced" has (z · √b r)²/d, z random signs, for the mean of b r². "fokker_planck"
+            has for r that of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean
             it is; single products may be negative.
         generators: of z and the probes; the draws of one image do not depend on the others' if it is one an image.
 
