@@ -84,7 +84,8 @@ def bench(tmp_path, monkeypatch):
     for name, split in {"train": ("train", 0, 12), "report": ("test", 0, 4), "tuning": ("test", 4, 12)}.items():
         monkeypatch.setitem(MNIST_SPLITS, name, split)
     statistics = DataStatistics.fit(from_integers(torch.from_numpy(x)[:, None]))
-    EnergyNetwork(NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4, rounds=1), statistics).save_pretrained(tmp_path / "model")
+    shape = NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4, rounds=1)
+    EnergyNetwork(shape, statistics).save_pretrained(tmp_path / "model")
     tiny = Size(losses=3, images=2, cell=1, chains=2, population=1, steps=5, tuning=2, bits=2, restored={8: 2}, samples=2, shown=2)
     monkeypatch.setattr(Size, "quick", lambda: tiny)
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")

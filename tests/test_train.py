@@ -76,6 +76,11 @@ def test_the_projects_own_configs_are_valid(path):
         ("[optimiser]\nbetas = [0.9, 'a']", r"optimiser.betas\[1\]: wanted float, got 'a'"),
         ("batch_size = 6\naccumulation = 4", "accumulation: wanted a divisor of batch_size 6, got 4"),
         ("[checkpoint]\nkeep = 0", "checkpoint.keep: wanted >= 1, got 0"),
+        ("threads = -1", "threads: wanted a finite number >= 0, got -1"),
+        ("weight = nan", "weight: wanted a finite number >= 0, got nan"),
+        ("[log]\nsteps = 0", "log.steps: wanted >= 1, got 0"),
+        ("[optimiser]\nlearning_rate = nan", "optimiser.learning_rate: wanted a finite number > 0, got nan"),
+        ("covariance_term = 'none'", "covariance_term: wanted"),
         ("images = ", "not a TOML file"),
     ],
 )

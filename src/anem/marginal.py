@@ -146,7 +146,7 @@ class ScalarMixture(nn.Module):
         """Cubic in log variance; constant beyond the ends."""
         position = (variance.log() - _LOG_GRID[0]) / (_LOG_GRID[1] - _LOG_GRID[0])
         position = position.clamp(1, len(_LOG_GRID) - 3)
-        index = position.detach().floor()
+        index = position.detach().floor().nan_to_num(1.0)  # NaN stays NaN through f
         f = (position - index)[..., None]
         rows = table.to(variance)[None, :, None, None, :].expand(*variance.shape, -1)
         p = [rows.gather(-1, index.long()[..., None] + k) for k in (-1, 0, 1, 2)]

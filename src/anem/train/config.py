@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from anem.corruptions import NoiseConfig
 from anem.data import DataConfig
+from anem.losses import CovarianceTerm
 
 __all__ = [
     "CheckpointConfig",
@@ -62,8 +63,8 @@ class OptimiserConfig:
     final_ratio: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimiser.learning_rate: wanted > 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"optimiser.learning_rate: wanted a finite number > 0, got {self.learning_rate}")
         if self.decay == "inverse_sqrt" and self.decay_start <= 0:
             raise ValueError(f"optimiser.decay_start: inverse_sqrt wants > 0, got {self.decay_start}")
         if self.decay == "cosine" and self.decay_images <= 0:
@@ -129,6 +130,10 @@ class LogConfig:
     progress: bool = True
     tensorboard: bool = True
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"log.steps: wanted >= 1, got {self.steps}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -145,6 +150,7 @@ class TrainConfig:
         collective: weight of the residuals summed over an image, see the same function.
         calibration: weight of the one-call variance against the squared error, see the same function.
         discount: of the covariance terms where few coordinates hide much, see the same function.
+        covariance_term: ``matching`` (A-CSM), ``sliced``, or ``fokker_planck``, whose step takes about 2.7 times as long; see the same.
         statistics_images: images used to fit mean and variances.
         max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
         threads: CPU threads of torch; 0 leaves torch's choice.
@@ -162,6 +168,7 @@ class TrainConfig:
     collective: float = 0.05
     discount: float = 2.0
     calibration: float = 0.003
+    covariance_term: CovarianceTerm = "matching"
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0
@@ -181,6 +188,11 @@ class TrainConfig:
         for name in ("images", "batch_size", "accumulation", "statistics_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
+        for name in ("weight", "balance", "collective", "calibration", "discount", "max_minutes", "threads"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
+        if self.covariance_term == "fokker_planck" and self.capture:
+            raise ValueError("capture: wanted covariance_term 'matching' or 'sliced', got 'fokker_planck'")
         if self.capture and not self.noise.stratified:
             raise ValueError("capture: wanted noise.stratified = true, so that every step has the same shapes")
         if self.batch_size % self.accumulation:
@@ -195,7 +207,7 @@ def load_config(path: str | Path) -> TrainConfig:
     """
     try:
         mapping = tomllib.loads(Path(path).read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
     return from_dict(TrainConfig, mapping)
 

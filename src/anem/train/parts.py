@@ -67,7 +67,7 @@ def build_parts(config: TrainConfig) -> Parts:
 
 def loss_function(config: TrainConfig) -> Callable[..., Any]:
     """The loss as :class:`Parts` wants it, with the weights of the config."""
-    names = ("balance", "collective", "discount", "calibration")
+    names = ("balance", "collective", "discount", "calibration", "covariance_term")
     return partial(dual_score_loss, **{name: getattr(config, name) for name in names})
 
 
