@@ -164,7 +164,7 @@ class TrainConfig:
     batch_size: int = 64
     accumulation: int = 1
     weight: float = 1.0
-    balance: float = 0.5
+    balance: float = 1.0
     collective: float = 0.05
     discount: float = 2.0
     calibration: float = 0.003
