@@ -1,5 +1,7 @@
 """Derivatives of the network's functions against finite differences, twice."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -23,8 +25,23 @@ def test_convolution_equals_torch_and_differentiates_twice(kernel):
 
 def test_silu_differentiates_twice():
     z = double(3, 7)
-    assert torch.allclose(silu(z), torch.nn.functional.silu(z))
-    assert torch.autograd.gradcheck(silu, (z,)) and torch.autograd.gradgradcheck(silu, (z,))
+    f = partial(silu, scope=GradientScope())
+    assert torch.allclose(f(z), torch.nn.functional.silu(z))
+    assert torch.autograd.gradcheck(f, (z,)) and torch.autograd.gradgradcheck(f, (z,))
+
+
+def test_what_is_differentiated_once_keeps_one_tensor_a_layer_and_has_the_same_gradient():
+    x, w, scope = double(2, 3, 5, 4), double(4, 3, 3, 3), GradientScope()
+    gradients, sizes = [], []
+    for again in (True, False):
+        kept: list[int] = []
+        with scope.inputs_only(again=again), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            out = silu(conv2d(x, w, None, scope), scope).square().sum()
+            gradients.append(torch.autograd.grad(out, x)[0])
+        sizes.append(sum(kept))
+    assert torch.equal(*gradients)
+    convolution, activation = x.numel() + w.numel(), 3 * 2 * 4 * 5 * 4
+    assert sizes[0] - sizes[1] == x.numel() + activation * 2 // 3 and convolution < sizes[0]
 
 
 def test_group_norm_equals_torch_and_differentiates_twice():
@@ -137,7 +154,7 @@ def test_functions_differentiate_three_times():
     scope = GradientScope()
     for f, x in (
         (lambda v: conv2d(v.square(), torch.ones(4, 3, 3, 3, dtype=v.dtype), None, scope), double(1, 3, 2, 2)),
-        (silu, double(2, 3)),
+        (partial(silu, scope=scope), double(2, 3)),
         (lambda v: group_norm(v, 2), double(1, 4, 2, 1)),
     ):
         assert torch.autograd.gradgradcheck(lambda v, d, f=f: slope(f, v, d), (x, torch.randn_like(f(x)).requires_grad_()))

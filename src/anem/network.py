@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from anem.covariance import Basis, Covariance, Pixel, coherence
-from anem.energy import EnergyModel, Evaluation
+from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet
 from anem.propagation import propagate
@@ -216,7 +216,8 @@ class EnergyNetwork(EnergyModel):
         return self.statistics.variance_in(cov.basis, cov.shape[-2], cov.shape[-1], like)
 
     def energy(self, y: Tensor, cov: Covariance) -> Tensor:
-        """U(y, Σ) in nats, (B,), differentiable in y, cov.values and the parameters."""
+        """U(y, Σ) in nats, (B,), differentiable in y, cov.values and the parameters; ValueError for y not finite or not of Σ's shape."""
+        check_observation(y, cov, len(self.statistics.mean))
         c = self._setting(cov, y)
         rho = self.statistics.residual(y, cov.basis)
         return self._base(rho, cov.values, c)[0] + self._correction(rho, cov.values.log(), cov.basis, c)
@@ -224,7 +225,7 @@ class EnergyNetwork(EnergyModel):
     def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
         """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
         c = self._setting(cov, rho)
-        with torch.enable_grad(), self.unet.scope.inputs_only():
+        with torch.enable_grad(), self.unet.scope.inputs_only(again=create_graph):
             leaf = rho.detach().requires_grad_()
             logvar = cov.values.detach().log().requires_grad_()
             correction = self._correction(leaf, logvar, cov.basis, c)
@@ -233,7 +234,12 @@ class EnergyNetwork(EnergyModel):
         return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
 
     def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
-        """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c."""
+        """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c.
+
+        This is what samplers call: y that is not finite has no energy, NaN, and they judge what that means (a refused proposal, or
+        :class:`anem.sample.Diverged`). Another shape than that of Σ is a ValueError.
+        """
+        check_observation(y, cov, len(self.statistics.mean), finite=False)
         with torch.no_grad():
             basis, variances = cov.basis, cov.values
             rho = self.statistics.residual(y, basis)
@@ -251,7 +257,7 @@ class EnergyNetwork(EnergyModel):
     # Files
 
     def save_pretrained(self, folder: str | Path, card: Mapping[str, object] | None = None) -> None:
-        """Write ``model.safetensors`` and ``card.json`` into ``folder``, each under a temporary name first.
+        """Write ``model.safetensors`` and ``card.json`` into ``folder``, both under temporary names before either takes its place.
 
         Arguments:
             card: what else the card should say: data, split, steps, figures.
@@ -262,13 +268,15 @@ class EnergyNetwork(EnergyModel):
         shape = {"channels": len(self.statistics.mean), "height": height, "width": width, "dct": list(self.statistics.dct)}
         full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "statistics": shape}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        for name, data in (("model.safetensors", save(tensors)), ("card.json", json.dumps(full, indent=1).encode())):
-            temporary = folder / f".{name}.tmp"
-            try:
-                temporary.write_bytes(data)
-                temporary.replace(folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
+        files = {"model.safetensors": save(tensors), "card.json": json.dumps(full, indent=1).encode()}
+        try:
+            for name, data in files.items():
+                (folder / f".{name}.tmp").write_bytes(data)
+            for name in files:
+                (folder / f".{name}.tmp").replace(folder / name)
+        finally:
+            for name in files:
+                (folder / f".{name}.tmp").unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EnergyNetwork:

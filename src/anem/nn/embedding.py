@@ -73,5 +73,6 @@ class CovarianceEmbedding(nn.Module):
 
     def forward(self, noise_map: Tensor, summary: Tensor) -> Tensor:
         """Map (B, inputs, H, W) and summary (B, 51) to (B, E, H, W)."""
-        channel = self.mix(silu(self.summary(summary[:, :, None, None])))
-        return silu(self.out(silu(self.local(noise_map) + channel)))
+        scope = self.out.scope
+        channel = self.mix(silu(self.summary(summary[:, :, None, None]), scope))
+        return silu(self.out(silu(self.local(noise_map) + channel, scope)), scope)

@@ -25,16 +25,17 @@ class GradientScope:
     """Which gradients a backward pass over one network is asked for. Shared by the layers of that network."""
 
     def __init__(self) -> None:
-        self.weights = True
+        self.weights = self.again = True
 
     @contextmanager
-    def inputs_only(self) -> Iterator[None]:
-        """Within, backward passes return no weight gradients."""
-        before, self.weights = self.weights, False
+    def inputs_only(self, again: bool = True) -> Iterator[None]:
+        """Within, backward passes return no weight gradients; unless ``again``, nothing is kept for differentiating their results."""
+        before = self.weights, self.again
+        self.weights, self.again = False, again
         try:
             yield
         finally:
-            self.weights = before
+            self.weights, self.again = before
 
 
 def _padding(weight: Tensor) -> list[int]:
@@ -55,7 +56,7 @@ class _Conv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scope: GradientScope) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if scope.again else None, weight)
         ctx.scope = scope
         return torch.conv2d(x, weight, bias, padding=_padding(weight))
 
@@ -125,16 +126,19 @@ class _Silu(torch.autograd.Function):
     """f(z) = z s(z) with s the logistic function. Both derivatives are polynomials in z and s: one exponential in all."""
 
     @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
+    def forward(ctx, z: Tensor, scope: GradientScope) -> Tensor:
         s = torch.sigmoid(z)
         f = z * s
+        ctx.again = scope.again
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(z, s, torch.addcmul(s + f, f, s, value=-1))
+            slope = torch.addcmul(s + f, f, s, value=-1)
+            ctx.save_for_backward(*((z, s, slope) if scope.again else (slope,)))
         return f
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _SiluGrad.apply(grad, *ctx.saved_tensors)
+        saved = ctx.saved_tensors
+        return (_SiluGrad.apply(grad, *saved) if ctx.again else grad * saved[0]), None
 
 
 class _SiluGrad(torch.autograd.Function):
@@ -158,9 +162,9 @@ class _SiluGrad(torch.autograd.Function):
         return v * slope, second.mul_(grad).mul_(v), None, None
 
 
-def silu(z: Tensor) -> Tensor:
-    """z/(1 + e^{−z}), differentiable to any order."""
-    return _Silu.apply(z)
+def silu(z: Tensor, scope: GradientScope) -> Tensor:
+    """z/(1 + e^{−z}), differentiable to any order that ``scope`` leaves room for."""
+    return _Silu.apply(z, scope)
 
 
 def _normalise(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

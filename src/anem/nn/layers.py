@@ -47,10 +47,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, C, H, W) and the embedding (B, E, H, W) to (B, C, H, W)."""
-        h = self.first(silu(group_norm(x, self.norm) if self.norm else x))
+        h = self.first(silu(group_norm(x, self.norm) if self.norm else x, self.first.scope))
         if self.norm:
             h = group_norm(h, self.norm)
-        h = silu(torch.addcmul(h, h, self.gain(embedding)))
+        h = silu(torch.addcmul(h, h, self.gain(embedding)), self.first.scope)
         return x + self.second(self.dropout(h))
 
 
