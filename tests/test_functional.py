@@ -32,13 +32,14 @@ def test_silu_differentiates_twice():
 
 def test_what_is_differentiated_once_keeps_one_tensor_a_layer_and_has_the_same_gradient():
     x, w, scope = double(2, 3, 5, 4), double(4, 3, 3, 3), GradientScope()
-    gradients, sizes = [], []
-    for again in (True, False):
+
+    def run(again: bool) -> tuple[torch.Tensor, int]:
         kept: list[int] = []
         with scope.inputs_only(again=again), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
             out = silu(conv2d(x, w, None, scope), scope).square().sum()
-            gradients.append(torch.autograd.grad(out, x)[0])
-        sizes.append(sum(kept))
+            return torch.autograd.grad(out, x)[0], sum(kept)
+
+    gradients, sizes = zip(run(True), run(False), strict=True)
     assert torch.equal(*gradients)
     convolution, activation = x.numel() + w.numel(), 3 * 2 * 4 * 5 * 4
     assert sizes[0] - sizes[1] == x.numel() + activation * 2 // 3 and convolution < sizes[0]
