@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -247,3 +248,46 @@ def test_what_is_no_noisy_image_of_the_model_is_refused(folder, method, y, cov, 
             getattr(model, method)(y, anem.Covariance.white(0.01, cov))
     with pytest.raises(ValueError, match="cov: wanted a Covariance, got Tensor"):
         getattr(MODEL, method)(TENSOR, torch.ones(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("method", ["energy", "forward"])
+@pytest.mark.parametrize(
+    ("y", "cov", "message"),
+    [
+        (TENSOR[:1], (2, 1, 8, 8), "wanted the shape of the covariance"),
+        (TENSOR[:1].expand(2, -1, -1, -1), (1, 1, 8, 8), "wanted the shape of the covariance"),
+        (torch.zeros(2, 3, 8, 8), (2, 3, 8, 8), r"wanted \(B, 1, H, W\), the model's channels"),
+        (PIXELS, (2, 1, 8, 8), "a tensor of floats, got ndarray"),
+    ],
+    ids=["batch", "batch of covariances", "channels", "array"],
+)
+def test_the_network_itself_broadcasts_nothing(folder, method, y, cov, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(anem.load(folder), method)(y, anem.Covariance.white(0.01, cov))
+
+
+def test_the_energy_of_nan_is_refused_and_a_sampler_may_propose_it(folder):
+    """A proposal without an energy is refused by the sampler, image by image; so one network call lets it pass, as NaN."""
+    model, cov = anem.load(folder), anem.Covariance.white(0.01, (2, 1, 8, 8))
+    y = torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan)])
+    with pytest.raises(ValueError, match="y: wanted finite values, got NaN or infinity"):
+        model.energy(y, cov)
+    assert model(y, cov).energy.isnan().tolist() == [False, True]
+
+
+def test_a_full_disk_between_two_files_leaves_the_earlier_model(folder, tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    write = Path.write_bytes
+
+    def full(file: Path, data: bytes) -> int:
+        if "card.json" in file.name:
+            raise OSError(28, "No space left on device")
+        return write(file, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    other = EnergyNetwork(NetworkConfig.preset("tiny"), DataStatistics.fit(torch.rand(50, 1, 8, 8)))
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from anem.covariance import Covariance
 from anem.statistics import DataStatistics
 
-__all__ = ["EnergyModel", "Evaluation", "check_observation"]
+__all__ = ["EnergyModel", "Evaluation", "NotFinite", "check_observation"]
+
+
+class NotFinite(ValueError):
+    """A noisy image with NaN or infinity where a number is wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +104,12 @@ class EnergyModel(nn.Module, ABC):
         return self(y, cov)
 
 
-def check_observation(y: Tensor, cov: Covariance, channels: int | None = None) -> None:
-    """Raise ValueError unless y is finite, of floats, and has the shape of Σ and as many ``channels`` as the model."""
+def check_observation(y: Tensor, cov: Covariance, channels: int | None = None, finite: bool = True) -> None:
+    """Raise ValueError unless y is of floats, has the shape of Σ and as many ``channels`` as the model, and is ``finite`` if asked for.
+
+    Raises:
+        ValueError: as said; :class:`NotFinite`, which is one, for NaN and infinity.
+    """
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise ValueError(f"y: wanted a tensor of floats, got {y.dtype if isinstance(y, Tensor) else type(y).__name__}")
     if not isinstance(cov, Covariance):
@@ -110,5 +118,5 @@ def check_observation(y: Tensor, cov: Covariance, channels: int | None = None) -
         raise ValueError(f"y: wanted (B, {channels}, H, W), the model's channels, got {tuple(y.shape)}")
     if y.shape != cov.shape:
         raise ValueError(f"y: wanted the shape of the covariance {tuple(cov.shape)}, got {tuple(y.shape)}")
-    if not bool(torch.isfinite(y).all()):
-        raise ValueError("y: wanted finite values, got NaN or infinity")
+    if finite and not bool(torch.isfinite(y).all()):
+        raise NotFinite("y: wanted finite values, got NaN or infinity")

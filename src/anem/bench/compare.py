@@ -35,7 +35,7 @@ from anem.bench.compare_table import write_table
 from anem.bench.harness import Context
 from anem.bench.intervals import report_interval
 from anem.covariance import Covariance
-from anem.energy import EnergyModel, Evaluation
+from anem.energy import EnergyModel, Evaluation, NotFinite
 from anem.hub import load
 from anem.images import save_image
 from anem.metrics import (
@@ -178,7 +178,7 @@ def _restore(method: Method, setting: str, model: Model, problem: _Problem, call
     restorer, start = method.settings[setting](counted, calls), time.perf_counter()
     try:
         x = restorer(problem.measurement, problem.operator, problem.task.sigma, generators_for(problem.seeds))[0]
-    except Diverged:
+    except (Diverged, NotFinite):
         return None
     spent = time.perf_counter() - start
     return _Restored(x, counted.rows / len(x), spent / len(x)) if bool(torch.isfinite(x).all()) else None
@@ -354,7 +354,7 @@ def _differences(context: Context, judge: _Judge, where: str, restored: dict[str
             key = f"{where}/{method}/{measure}, ours minus it"
             report_interval(context, key, interval)
             if METHODS[method].rival and measure in ("LPIPS", "KID"):
-                first = interval.high < 0
+                first = interval.excludes_zero and interval.value < 0
                 context.figure(f"{key}, settled", first, aim="below 0, the interval too", holds=first, quick=False)
     rivals = [float(scores[m]["DISTS"].mean()) for m in BAYESIAN if m in scores and "DISTS" in scores[m]]
     if rivals and problem.task.name == "deblur":
