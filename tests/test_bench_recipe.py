@@ -15,6 +15,7 @@ from anem.bench.harness import run_bench
 from anem.bench.recipe import NOISE, Size
 from anem.bench.recipe_curves import QUANTITIES, Curve, Point, reached
 from anem.bench.recipe_network import RecipeConfig, RecipeNetwork
+from anem.bench.turns import next_goal
 from anem.calibrate import calibrate
 from anem.corruptions import draw_covariances
 from anem.covariance import Covariance, Mixed
@@ -141,14 +142,13 @@ def test_a_value_is_reached_where_it_stays():
     assert reached(points, "a_dsm", 0.2) == math.inf
 
 
-def test_a_turn_takes_its_time_at_the_last_speed(tmp_path):
-    curve = Curve(tmp_path / "curve.json", {}, "c0ffee")
-    assert recipe._goal(curve, 60.0, 8) == 8
-    curve.points = [Point(2.0, 8, 1.0, 0.0, 0.0, {})]
-    assert recipe._goal(curve, 60.0, 8) == 8 + 240
-    curve.points.append(Point(62.0, 488, 1.0, 0.0, 0.0, {}))
-    assert recipe._goal(curve, 60.0, 8) == 488 + 480
-    assert recipe._goal(curve, 0.001, 8) == 488 + 8
+def test_a_turn_takes_its_time_at_the_last_speed():
+    assert next_goal([], 60.0, 8) == 8
+    points = [(2.0, 8)]
+    assert next_goal(points, 60.0, 8) == 8 + 240
+    points.append((62.0, 488))
+    assert next_goal(points, 60.0, 8) == 488 + 480
+    assert next_goal(points, 0.001, 8) == 488 + 8
 
 
 def test_a_curve_is_of_one_training(tmp_path):

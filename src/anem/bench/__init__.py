@@ -20,6 +20,7 @@ BENCHES = {
     "blind": "anem.bench.blind",
     "speed": "anem.bench.speed",
     "recipe": "anem.bench.recipe",
+    "estimators": "anem.bench.estimators",
     "audit": "anem.bench.audit",
     "diagnose": "anem.bench.diagnose",
 }

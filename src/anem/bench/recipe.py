@@ -27,9 +27,6 @@ A network of standard layers pays for their second derivatives; multiply-adds sa
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +39,7 @@ from anem.bench.digits import VARIANCES
 from anem.bench.harness import Context
 from anem.bench.recipe_curves import QUANTITIES, Curve, Point, plot_curves, reached
 from anem.bench.recipe_network import RecipeConfig, RecipeNetwork
+from anem.bench.turns import Contender, advance, next_goal, rewind, sweep
 from anem.calibrate import calibrate
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.covariance import Covariance
@@ -49,13 +47,12 @@ from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
 from anem.likelihood import immse_slope
 from anem.losses import dual_score_loss
-from anem.train import Callback, NonFiniteLoss, Parts, StepRecord, TrainConfig, TrainState, train
-from anem.train.checkpoint import write_atomically
+from anem.train import NonFiniteLoss, Parts, TrainConfig
 from anem.train.config import CheckpointConfig, EMAConfig, EvaluationConfig, LogConfig, OptimiserConfig, to_dict
 from anem.train.evaluate import HeldOut
 from anem.train.parts import build_parts, loss_function
 
-__all__ = ["NOISE", "Contender", "Size", "advance", "contenders", "run"]
+__all__ = ["NOISE", "Size", "contenders", "run"]
 
 NOISE = NoiseConfig(
     only=("white", "box", "gaussian-blur", "box-filter"),
@@ -90,15 +87,6 @@ class Size:
 # --- trainings ---
 
 
-@dataclass(frozen=True, eq=False)
-class Contender:
-    """A training: its name, what it is configured to do, and its parts."""
-
-    name: str
-    config: TrainConfig
-    parts: Parts
-
-
 def contenders(context: Context, size: Size) -> list[Contender]:
     """Ours, and the recipe at two learning rates."""
     ours = TrainConfig(
@@ -129,72 +117,12 @@ def contenders(context: Context, size: Size) -> list[Contender]:
     return found
 
 
-class _Clock(Callback):
-    """Seconds from the first to the last step of a call of :func:`train`, and the images seen after it."""
-
-    seconds = 0.0
-
-    def __init__(self) -> None:
-        self.now: Callable[[], float] = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-
-    def on_start(self, state: TrainState, config: TrainConfig) -> None:
-        self.begin, self.images = self.now(), state.images
-
-    def on_step(self, state: TrainState, record: StepRecord) -> None:
-        self.seconds, self.images = self.now() - self.begin, state.images
-
-
-def advance(contender: Contender, images: int) -> tuple[EnergyModel, float]:
-    """Train until ``images`` have been seen in all; returns the averaged model and the seconds of this call.
-
-    Raises:
-        KeyboardInterrupt: the training was stopped before.
-    """
-    clock = _Clock()
-    model = train(replace(contender.config, images=images), parts=replace(contender.parts, held_out=None), callbacks=[clock])
-    if clock.images < images:
-        raise KeyboardInterrupt
-    assert isinstance(model, EnergyModel)
-    return model, clock.seconds
-
-
-def _goal(curve: Curve, turn: float, batch: int) -> int:
-    """Images after the next turn, by the speed of the last one. The first is one step: the weights are next to untrained."""
-    if not curve.points:
-        return batch
-    last = curve.points[-1]
-    images, seconds = (curve.points[-2].images, curve.points[-2].seconds) if len(curve.points) > 1 else (0, 0.0)
-    steps = turn * (last.images - images) / (last.seconds - seconds) / batch
-    return last.images + batch * max(1, round(steps))
-
-
-def _rewind(contender: Contender, images: int) -> None:
-    """Take up the training at ``images``: a checkpoint after the last point of the curve has not been judged.
-
-    Raises:
-        ValueError: there is no checkpoint of that point.
-    """
-    folder = Path(contender.config.output) / "checkpoints"
-    if not images:
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    kept = folder / f"step-{images // contender.config.batch_size:08d}.safetensors"
-    if not kept.is_file():
-        raise ValueError(f"{kept}: missing, though the curve ends there; move {contender.config.output} away to start afresh")
-    write_atomically(folder / "latest", kept.name + "\n")
-    for other in folder.glob("step-*.safetensors"):
-        if other != kept:
-            other.unlink()
-
-
 # --- the race ---
 
 
 def run(context: Context) -> None:
     """Train in turns, then compare."""
-    if context.quick and not context.report.figures:
-        shutil.rmtree(context.out, ignore_errors=True)
-        context.out.mkdir(parents=True)
+    sweep(context)
     if context.done(*(f"time to the recipe's {name}, over the recipe's time" for name in QUANTITIES.values())):
         return
     size = Size.quick() if context.quick else Size()
@@ -207,7 +135,7 @@ def run(context: Context) -> None:
         file = context.out / f"{Path(contender.config.output).name}.json"
         curves[contender.name] = Curve.open(file, settings, context.report.commit)
         points = curves[contender.name].points
-        _rewind(contender, points[-1].images if points else 0)
+        rewind(contender, points[-1].images if points else 0)
     while (contender := min(all_of_them, key=lambda c: curves[c.name].seconds)) and curves[contender.name].seconds < size.seconds:
         _turn(context, contender, curves[contender.name], x, size)
         plot_curves(curves, context.out / "curves.png")
@@ -219,7 +147,7 @@ def run(context: Context) -> None:
 def _turn(context: Context, contender: Contender, curve: Curve, x: Tensor, size: Size) -> None:
     """Train for a turn and add a point to the curve. A training that diverges keeps what it had."""
     before = curve.seconds
-    goal = _goal(curve, size.turn, contender.config.batch_size)
+    goal = next_goal([(p.seconds, p.images) for p in curve.points], size.turn, contender.config.batch_size)
     try:
         model, seconds = advance(contender, goal)
     except NonFiniteLoss as error:
