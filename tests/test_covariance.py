@@ -428,3 +428,20 @@ def test_float32_agrees_with_float64(cov, generator):
 def test_variances_that_are_no_floats_are_refused(values):
     with pytest.raises(ValueError, match="wanted a tensor of floats, got (torch.int64|ndarray)"):
         Covariance(values)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (1, 1, 0, 4), (1, 1, 4.5, 4)])
+def test_white_noise_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"shape: wanted \(B, C, H, W\) of whole numbers >= 1, got"):
+        Covariance.white(0.1, shape)
+
+
+@pytest.mark.parametrize("variance", [torch.ones(2), torch.ones(3, 1, 4, 4)])
+def test_variances_of_white_noise_are_one_an_image(variance):
+    with pytest.raises(ValueError, match=r"variance: wanted a number or one an image, \(3,\), got shape"):
+        Covariance.white(variance, (3, 1, 4, 4))
+
+
+def test_no_variance_at_all_is_refused():
+    with pytest.raises(ValueError, match="wanted at least one variance, got an empty tensor"):
+        Covariance(torch.ones(0, 1, 4, 4))

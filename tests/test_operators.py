@@ -227,6 +227,8 @@ def test_noise_map():
     seen = Identity().observe(x, sigma, statistics)
     assert torch.equal(seen.observed, (sigma < 1).expand(2, *SHAPE))
     torch.testing.assert_close(seen.cov.values[seen.observed], torch.full_like(seen.cov.values[seen.observed], 0.01))
+    plain = Identity().observe(x, sigma[0, 0], statistics)
+    assert sigma[0, 0].shape == SHAPE[1:] and torch.equal(plain.cov.values, seen.cov.values)
     blocks, sigma = SuperResolution(2), 0.01 + rand(2, 1, 4, 6)
     seen = blocks.observe(blocks(x), sigma, statistics)
     torch.testing.assert_close(seen.cov.values[..., ::2, ::2], (4 * sigma.square()).expand(2, 3, 4, 6))
@@ -411,6 +413,13 @@ REFUSED = {
     "box outside": (lambda: Inpainting.centre_box(SHAPE, 9), "box: wanted a rectangle inside 8 x 12"),
     "half": (lambda: Inpainting.half(SHAPE, "up"), "side: wanted one of left, right, top, bottom, got 'up'"),
     "fraction": (lambda: Inpainting.random(SHAPE, 80), "missing: wanted a fraction between 0 and 1, got 80"),
+    "map (H, W) of another size": (lambda: Identity().measure(IMAGE, torch.ones(8, 8)), "sigma: wanted .* got shape"),
+    "map (H, W) with blur": (lambda: GaussianBlur().measure(IMAGE, torch.ones(8, 12)), "no basis makes both diagonal"),
+    "no sigma": (lambda: Identity().measure(IMAGE, torch.ones(0)), r"sigma: wanted at least one number, got an empty tensor"),
+    "no image": (lambda: Identity()(IMAGE[:0]), r"x: wanted at least one image .* got shape \(0, 3, 8, 12\)"),
+    "no measurement": (lambda: Identity().observe(IMAGE[..., :0], 0.1, STATISTICS), "measurement: wanted at least one image"),
+    "half a kernel side": (lambda: GaussianBlur(2.5), "size: wanted a whole kernel side >= 1 or two of them, got 2.5"),
+    "three sides": (lambda: GaussianBlur((3, 3, 3)), r"size: wanted .* got \(3, 3, 3\)"),
     "floor": (lambda: Identity().observe(IMAGE, 0.1, STATISTICS, floor=0.0), "wanted floor > 0"),
 }
 

@@ -247,3 +247,9 @@ def test_wrong_arguments_are_named(prior):
         sample_posterior(prior, x[:1], masks, 0.1)
     with pytest.raises(ValueError, match="generators"):
         seeds_from([generator()], 2)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (0, 1, 8, 8), (1, 3, 8, 8), (1, 1, 8.0, 8)])
+def test_a_prior_sample_of_another_shape_is_refused(prior, shape):
+    with pytest.raises(ValueError, match=r"shape: wanted \(B, .* got"):
+        sample_prior(prior, shape, steps=1)

@@ -281,6 +281,8 @@ class Covariance:
             raise ValueError(f"covariance: wanted a tensor of floats, got {v.dtype if isinstance(v, Tensor) else type(v).__name__}")
         if v.ndim != 4:
             raise ValueError(f"covariance: values must have shape (B, C, H, W), got {tuple(v.shape)}")
+        if not v.numel():
+            raise ValueError(f"covariance: wanted at least one variance, got an empty tensor of shape {tuple(v.shape)}")
         self.basis.check_size(v.shape[-2], v.shape[-1])
         if not bool((torch.isfinite(v) & (v > 0)).all()):
             raise ValueError("covariance: every variance must be finite and > 0")
@@ -290,10 +292,18 @@ class Covariance:
 
     @classmethod
     def white(cls, variance: float | Tensor, shape: Sequence[int], basis: Basis | str = "pixel", like: Tensor | None = None) -> Covariance:
-        """σ² I for images of ``shape`` (B, C, H, W), described in ``basis``; ``variance`` a number or (B,)."""
+        """σ² I for images of ``shape`` (B, C, H, W), described in ``basis``; ``variance`` a number or (B,).
+
+        Raises:
+            ValueError: another shape, or variances that are not positive or not as many as images.
+        """
+        if len(shape) != 4 or not all(isinstance(side, int) and side >= 1 for side in shape):
+            raise ValueError(f"shape: wanted (B, C, H, W) of whole numbers >= 1, got {tuple(shape)}")
         dtype, device = (None, None) if like is None else (like.dtype, like.device)
         v = torch.as_tensor(variance, dtype=dtype, device=device)
         v = v if v.is_floating_point() else v.to(torch.get_default_dtype())
+        if v.ndim > 1 or v.numel() not in (1, shape[0]):
+            raise ValueError(f"variance: wanted a number or one an image, ({shape[0]},), got shape {tuple(v.shape)}")
         return cls(v.reshape(-1, 1, 1, 1).expand(tuple(shape)).contiguous(), basis)
 
     @property

@@ -251,9 +251,11 @@ def _pixels(images: Any, channels: int) -> tuple[Tensor, ImageKind]:
         pixels = images.detach() if axis else images.detach()[None]
     else:
         raise ValueError(f"images: wanted PIL images, arrays or tensors of 2 to 4 axes, got {type(images).__name__} {shape or ''}".strip())
+    if 0 in shape:
+        raise ValueError(f"images: wanted at least one image of at least one pixel, got shape {shape}")
     single = pixels.ndim == 3
     pixels = pixels[None] if single else pixels
-    if pixels.shape[1] != channels or 0 in pixels.shape:
+    if pixels.shape[1] != channels:
         raise ValueError(f"images: wanted {channels} channel(s), got {container} images of shape {shape}")
     return pixels, ImageKind(container, pixels.dtype, single, axis, device=pixels.device)
 

@@ -120,7 +120,8 @@ class LinearOperator(ABC):
 
         Arguments:
             x: images (B, C, H, W).
-            sigma: standard deviation ≥ 0: a number, (B,), or, where the noise stays diagonal, a map broadcastable to m.
+            sigma: standard deviation ≥ 0: a number, (B,), or, where the noise stays diagonal, a map (H, W) or one of four axes that
+                broadcasts to m.
             generators: source of v.
         """
         m = self(x)
@@ -155,8 +156,8 @@ class LinearOperator(ABC):
         Arguments:
             measurement: m, (B, C, h, w). One measurement against P parameters or P values of σ gives a batch of P that shares its
                 random numbers.
-            sigma: standard deviation ≥ 0 of the noise in m: a number, (B,), or a map broadcastable to m where the noise stays
-                diagonal (identity, inpainting, block super-resolution).
+            sigma: standard deviation ≥ 0 of the noise in m: a number, (B,), or, where the noise stays diagonal (identity, inpainting,
+                block super-resolution), a map (h, w) or one of four axes that broadcasts to m.
             statistics: of the data: μ, c and λ_max.
             generators: source of the unobserved coordinates, one a measurement or one for all.
             regularised: ε > 0 replaces 1/h by the biased inverse g = h*/(|h|² + ε) of Zilberstein et al. (arXiv 2605.15487) in y,
@@ -223,12 +224,16 @@ class LinearOperator(ABC):
     def _std(self, sigma: float | Tensor, m: Tensor) -> Tensor:
         """σ as a tensor (B or 1, C or 1, h or 1, w or 1)."""
         std = torch.as_tensor(sigma, dtype=m.dtype, device=m.device)
+        if not std.numel():
+            raise ValueError(f"sigma: wanted at least one number, got an empty tensor of shape {tuple(std.shape)}")
         if not bool((torch.isfinite(std) & (std >= 0)).all()):
             raise ValueError(f"sigma: wanted finite standard deviations >= 0, got values from {float(std.min())} to {float(std.max())}")
         if std.ndim < 2:
             std = std.reshape(-1, 1, 1, 1)
+        if std.ndim == 2:
+            std = std[None, None]
         if std.ndim != 4 or any(a not in (1, b) for a, b in zip(std.shape[1:], m.shape[1:], strict=True)):
-            wanted = f"a number, one an image, or a map that broadcasts to {tuple(m.shape)}"
+            wanted = f"a number, one an image, or a map (H, W) or (B, C, H, W) that fits {tuple(m.shape)}"
             raise ValueError(f"sigma: wanted {wanted}, got shape {tuple(std.shape)}")
         if std.shape[-2:] != (1, 1) and not self.diagonal_noise_maps:
             why = f"a noise map is diagonal in pixels, {self.name} in {self.basis.name!r}, and no basis makes both diagonal"
@@ -248,6 +253,8 @@ def _check_rank(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: wanted a tensor of floats, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"{name}: wanted shape (B, C, H, W), got {tuple(x.shape)}")
+    if not x.numel():
+        raise ValueError(f"{name}: wanted at least one image of at least one pixel, got shape {tuple(x.shape)}")
 
 
 def _check_batch(name: str, *tensors: Tensor) -> None:

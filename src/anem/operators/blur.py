@@ -110,9 +110,10 @@ class GaussianBlur(Blur):
     name = "Gaussian blur"
 
     def __init__(self, size: int | tuple[int, int] = 8, std: float | Tensor = 0.8) -> None:
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"size: wanted a kernel side >= 1 or two of them, got {size}")
+        sides = (size, size) if isinstance(size, int) else size
+        if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+            raise ValueError(f"size: wanted a whole kernel side >= 1 or two of them, got {size!r}")
+        self.size = tuple(sides)
         _parameter("std", std, positive=True)
         self.std = std
 

@@ -281,7 +281,14 @@ def sample_prior(
         like: dtype and device of the samples; float32 on the CPU if None.
 
     The others as in :func:`sample_posterior`.
+
+    Raises:
+        ValueError: another shape, or unusable settings.
     """
+    if len(shape) != 4 or not all(isinstance(side, int) and side >= 1 for side in shape):
+        raise ValueError(f"shape: wanted (B, C, H, W) of whole numbers >= 1, got {tuple(shape)}")
+    if shape[1] != len(model.statistics.mean):
+        raise ValueError(f"shape: wanted (B, {len(model.statistics.mean)}, H, W), the model's channels, got {tuple(shape)}")
     like = torch.zeros(()) if like is None else like
     double, statistics = like.double(), model.statistics
 
