@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,15 @@ def test_commands_and_benches_of_the_readme_exist():
     assert set(re.findall(r"anem bench ([a-z]+)", code)) <= set(BENCHES)
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
+
+
+def test_the_reference_has_every_public_name_once():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"automodule:: ([\w.]+)\n   :members: (.+)", text)
+    names = [(module, name) for module, members in listed for name in members.split(", ")]
+    assert sorted(name for _, name in names) == sorted(anem.__all__)
+    for module, name in names:
+        assert getattr(import_module(module), name) is getattr(anem, name)
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/mathematics.md"])

@@ -94,7 +94,11 @@ class EnergyModel(nn.Module, ABC):
         return self._checked(y, cov).posterior_variance
 
     def log_prob(self, y: Tensor, cov: Covariance) -> Tensor:
-        """log p(y given Σ) = −U(y, Σ), in nats, (B,). No gradient is recorded."""
+        """log p(y given Σ) = −U(y, Σ), in nats, (B,). No gradient is recorded.
+
+        Like all methods of a model it takes tensors of floats (B, C, H, W) and no other kind of image: a density is one of y as given,
+        and integers are no such y until they are dequantised, see :func:`anem.images.to_tensor`.
+        """
         check_observation(y, cov, len(self.statistics.mean))
         with torch.no_grad():
             return -self.energy(y, cov)
