@@ -287,6 +287,21 @@ def test_masks_that_leave_different_pixels_measured_are_refused():
         estimate(MODEL, measured("white")[1], family)
 
 
+@pytest.mark.parametrize("name, least", [("box", 2), ("band", 2), ("box-anywhere", 3), ("motion", 3)])
+def test_images_without_room_for_a_family_are_refused(name, least):
+    FAMILIES[name]((1, 1, least, least))
+    with pytest.raises(ValueError, match=f"{name}: wanted images of at least {least} x {least} pixels, got 1 x 1"):
+        FAMILIES[name]((1, 1, 1, 1))
+
+
+def test_arrays_are_estimated_as_tensors_are():
+    family, m = measured("white")
+    theta = [estimate(MODEL, image, family, refine=False).theta for image in (m, m.float(), m[0, 0].float().numpy())]
+    assert torch.equal(theta[1], theta[2]) and torch.allclose(theta[0], theta[2])
+    with pytest.raises(ValueError, match="images: wanted at least one image of at least one pixel"):
+        estimate(MODEL, np.zeros((0, 0), np.float32), family)
+
+
 # --- the command ---
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from anem.blind.evidence import Evidence
 from anem.blind.families import Family
 from anem.blind.posterior import Posterior, explore
 from anem.energy import EnergyModel
+from anem.images import to_tensor
 from anem.operators import LinearOperator
 
 __all__ = ["Choice", "Estimate", "choose", "estimate"]
@@ -51,14 +53,14 @@ class Estimate:
 
 
 def estimate(
-    model: EnergyModel, measurement: Tensor, family: Family, *, draws: int = 4, seed: int = 0, budget: int = 5000, refine: bool = True
+    model: EnergyModel, measurement: Any, family: Family, *, draws: int = 4, seed: int = 0, budget: int = 5000, refine: bool = True
 ) -> Estimate:
     """Degradation parameters that make a measurement most probable: coarse to fine on cells, then Newton steps where θ is continuous.
 
     Arguments:
         model: an energy, learned or exact, with its data statistics.
-        measurement: m, (1, C, H, W).
-        family: such as ``FAMILIES["blur"](measurement.shape)``.
+        measurement: m: one PIL image, array or tensor, as of :func:`anem.sample_posterior`; a tensor (1, C, H, W), for one.
+        family: such as ``FAMILIES["blur"]((28, 28))``, for the size (…, H, W) of m.
         draws: K, draws of what was not observed, over which the evidence is averaged (log-mean-exp).
         seed: of their random numbers, the same for every θ.
         budget: most parameters looked at on cells.
@@ -69,7 +71,8 @@ def estimate(
 
     Source: Zilberstein et al., arXiv 2605.15487, section on blind estimation, which omits the Jacobian and the unobserved terms.
     """
-    evidence = Evidence(model, measurement, family, draws=draws, seed=seed)
+    m = to_tensor(measurement, len(model.statistics.mean), bounded=False)[0].to(model.statistics.mean.device)
+    evidence = Evidence(model, m, family, draws=draws, seed=seed)
     posterior = explore(evidence, budget)
     best = posterior.best
     u, value = posterior.centres[best], float(posterior.log_evidence[best])
@@ -158,7 +161,7 @@ class Choice:
 
 
 def choose(
-    model: EnergyModel, measurement: Tensor, families: Sequence[Family], *, draws: int = 4, seed: int = 0, budget: int = 5000
+    model: EnergyModel, measurement: Any, families: Sequence[Family], *, draws: int = 4, seed: int = 0, budget: int = 5000
 ) -> Choice:
     """The family that a measurement comes from, with the estimate in every one; arguments as of :func:`estimate`.
 

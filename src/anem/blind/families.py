@@ -176,6 +176,14 @@ def _boxed(size: Sequence[int], top: Tensor, left: Tensor, height: Tensor, width
     return Identity(), torch.where(inside, within, outside)
 
 
+def _sides(size: Sequence[int], name: str, least: int = 2) -> tuple[int, int]:
+    """H and W, checked to leave room for the family ``name``."""
+    height, width = size[-2:]
+    if min(height, width) < least:
+        raise ValueError(f"{name}: wanted images of at least {least} x {least} pixels, got {height} x {width}")
+    return height, width
+
+
 def white_noise(size: Sequence[int]) -> Family:
     """White noise of unknown ``sigma``."""
     return Family("white", {"sigma": _noise()}, lambda s: (Identity(), s["sigma"]))
@@ -183,7 +191,7 @@ def white_noise(size: Sequence[int]) -> Family:
 
 def box(size: Sequence[int]) -> Family:
     """Noise of ``sigma_in`` inside a square of ``side`` pixels in the middle of images of ``size`` (…, H, W), ``sigma_out`` outside."""
-    h, w = size[-2:]
+    h, w = _sides(size, "box")
 
     def build(s: Settings) -> Degradation:
         side = s["side"]
@@ -195,7 +203,7 @@ def box(size: Sequence[int]) -> Family:
 
 def box_anywhere(size: Sequence[int]) -> Family:
     """As :func:`box`, with the square's upper left corner at the pixel (``top``, ``left``)."""
-    h, w = size[-2:]
+    h, w = _sides(size, "box-anywhere", least=3)
     small = min(h, w)
 
     def valid(s: Settings) -> Tensor:
@@ -213,7 +221,7 @@ def box_anywhere(size: Sequence[int]) -> Family:
 
 def band(size: Sequence[int]) -> Family:
     """Noise of ``sigma_in`` inside a horizontal band of ``height`` pixels in the middle, ``sigma_out`` outside."""
-    h, w = size[-2:]
+    h, w = _sides(size, "band")
 
     def build(s: Settings) -> Degradation:
         height = s["height"]
@@ -232,7 +240,7 @@ def gaussian_blur(size: Sequence[int], kernel: int = 8) -> Family:
 
 def motion_blur(size: Sequence[int]) -> Family:
     """Motion blur of unknown ``length`` in pixels and ``angle`` in degrees from the horizontal, and white noise of ``sigma``."""
-    length = Parameter(1.0, min(size[-2:]) / 2, "linear", 6, "pixels")
+    length = Parameter(1.0, min(_sides(size, "motion", least=3)) / 2, "linear", 6, "pixels")
     angle = Parameter(0.0, 180.0, "linear", 9, "degrees", periodic=True)
     settings: dict[str, Parameter | float] = {"length": length, "angle": angle, "sigma": _noise()}
     return Family("motion", settings, lambda s: (MotionBlur(s["length"], s["angle"]), s["sigma"]))
