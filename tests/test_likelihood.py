@@ -319,6 +319,7 @@ class ExactStatistics(torch.nn.Module):
     def __init__(self, prior: Gaussian) -> None:
         super().__init__()
         self.variance, self.lambda_max = prior.variance, 300.0
+        self.mean = torch.zeros(len(prior.variance[0]))
 
     def mean_image(self, like: Tensor) -> Tensor:
         return torch.zeros(1, 1, 1, 1).to(like)

@@ -100,9 +100,11 @@ def dual_score_loss(
             matched = (first * second).flatten(1).mean(1)
         for u in (a, 1 - a) if collective else ():
             matched = matched + collective * _dot(u, first) * _dot(u, second) / _dot(u, u)
-        for u in (torch.ones_like(a), 1 / (a + 0.01)) if calibration else ():
-            z = _dot(u, _excess_variance(gradients, cov, noise)).square() / (2 * _dot(u * a, u * a))
-            matched = matched + calibration * 9 * torch.log1p(z / 9)
+        if calibration:
+            excess = _excess_variance(gradients, cov, noise)
+            for u in (torch.ones_like(a), 1 / (a + 0.01)):
+                off = _dot(u, excess).square() / (2 * _dot(u * a, u * a))
+                matched = matched + calibration * 9 * torch.log1p(off / 9)
         if discount:
             hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
             matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)

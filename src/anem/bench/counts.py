@@ -104,10 +104,12 @@ def count(run: Callable[[], object]) -> Counts:
         return t
 
     # The first call also fills caches. Tensors stay in ``saved``, so that no address is used twice; the second call gives the peak.
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    # FlopCounterMode keeps tensors of its own and is left out of that one.
+    flops = FlopCounterMode(display=False)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), flops:
         run()
-    ledger, flops = _Ledger(), FlopCounterMode(display=False)
-    with flops, ledger:
+    ledger = _Ledger()
+    with ledger:
         run()
     return Counts(
         operations=ledger.operations,

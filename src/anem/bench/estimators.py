@@ -174,7 +174,7 @@ def run(context: Context) -> None:
                 if variant == VARIANTS[0]:
                     _noise(context, problem, model, size)
                 _report(context, name, problem, model, record)
-            seconds = record.last[0] if variant == VARIANTS[0] else seconds
+            seconds = record.last.seconds if variant == VARIANTS[0] else seconds
 
 
 def _last(name: str) -> str:
@@ -183,7 +183,7 @@ def _last(name: str) -> str:
 
 
 def _report(context: Context, name: str, problem: _Problem, model: EnergyModel, record: Record) -> None:
-    seconds, images = record.last
+    seconds, images = record.last.seconds, record.last.images
     if isinstance(model, EnergyNetwork):
         model.save_pretrained(context.out / "models" / name.replace(" ", "-") / "model", {"images_seen": images})
     context.figure(f"{name}/trained from commit", record.commit)

@@ -37,9 +37,9 @@ from torch import Tensor
 from anem.bench.counts import count
 from anem.bench.digits import VARIANCES
 from anem.bench.harness import Context
-from anem.bench.recipe_curves import QUANTITIES, Curve, Point, plot_curves, reached
+from anem.bench.recipe_curves import QUANTITIES, plot_curves, reached
 from anem.bench.recipe_network import RecipeConfig, RecipeNetwork
-from anem.bench.turns import Contender, advance, next_goal, rewind, sweep
+from anem.bench.turns import Contender, Point, Record, advance, next_goal, rewind, sweep
 from anem.calibrate import calibrate
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.covariance import Covariance
@@ -123,7 +123,7 @@ def contenders(context: Context, size: Size) -> list[Contender]:
 def run(context: Context) -> None:
     """Train in turns, then compare."""
     sweep(context)
-    if context.done(*(f"time to the recipe's {name}, over the recipe's time" for name in QUANTITIES.values())):
+    if context.done(*(f"time to the recipe's {name}, over the recipe's time" for name in QUANTITIES)):
         return
     size = Size.quick() if context.quick else Size()
     all_of_them = contenders(context, size)
@@ -133,10 +133,10 @@ def run(context: Context) -> None:
     for contender in all_of_them:
         settings = to_dict(replace(contender.config, output="", images=1)) | {"losses": size.losses, "images": size.images}
         file = context.out / f"{Path(contender.config.output).name}.json"
-        curves[contender.name] = Curve.open(file, settings, context.report.commit)
-        points = curves[contender.name].points
-        rewind(contender, points[-1].images if points else 0)
-    while (contender := min(all_of_them, key=lambda c: curves[c.name].seconds)) and curves[contender.name].seconds < size.seconds:
+        curves[contender.name] = Record.open(file, settings, context.report.commit)
+        rewind(contender, curves[contender.name].last.images)
+    while going := [c for c in all_of_them if not curves[c.name].stopped and curves[c.name].last.seconds < size.seconds]:
+        contender = min(going, key=lambda c: curves[c.name].last.seconds)
         _turn(context, contender, curves[contender.name], x, size)
         plot_curves(curves, context.out / "curves.png")
     for contender in all_of_them:
@@ -144,10 +144,10 @@ def run(context: Context) -> None:
     _compare(context, curves)
 
 
-def _turn(context: Context, contender: Contender, curve: Curve, x: Tensor, size: Size) -> None:
+def _turn(context: Context, contender: Contender, curve: Record, x: Tensor, size: Size) -> None:
     """Train for a turn and add a point to the curve. A training that diverges keeps what it had."""
-    before = curve.seconds
-    goal = next_goal([(p.seconds, p.images) for p in curve.points], size.turn, contender.config.batch_size)
+    before = curve.last.seconds
+    goal = next_goal(curve.points, size.turn, contender.config.batch_size)
     try:
         model, seconds = advance(contender, goal)
     except NonFiniteLoss as error:
@@ -164,14 +164,18 @@ def _judge(context: Context, model: EnergyModel, parts: Parts, x: Tensor, size: 
     slopes = {}
     for name, variance in VARIANCES.items():
         slope = immse_slope(model, x[: size.images], variance, context.generator("slope", name))
-        slopes[name] = abs(float((slope.measured - slope.predicted).mean()))
-    error = sum(slopes.values()) / len(slopes)
-    return Point(seconds, images, float(report.a_dsm.mean()), float(report.a_csm.mean()), error, slopes)
+        slopes[_slope(name)] = abs(float((slope.measured - slope.predicted).mean()))
+    losses = {"A-DSM": float(report.a_dsm.mean()), "A-CSM": float(report.a_csm.mean())}
+    return Point(seconds, images, losses | {"energy error (nats/dim)": sum(slopes.values()) / len(slopes)} | slopes)
 
 
-def _report(context: Context, contender: Contender, curve: Curve, x: Tensor) -> None:
+def _slope(name: str) -> str:
+    return f"slope error at σ² = {name} (nats/dim)"
+
+
+def _report(context: Context, contender: Contender, curve: Record, x: Tensor) -> None:
     """What it cost and what it came to."""
-    name, last = contender.name, curve.points[-1]
+    name, last = contender.name, curve.last
     model, _ = advance(contender, last.images)
     context.figure(f"{name}/trained from commit", curve.commit)
     if curve.stopped:
@@ -181,11 +185,8 @@ def _report(context: Context, contender: Contender, curve: Curve, x: Tensor) -> 
     context.figure(f"{name}/images per second", last.images / last.seconds)
     context.figure(f"{name}/seconds", last.seconds)
     context.figure(f"{name}/images seen", last.images)
-    context.figure(f"{name}/A-DSM", last.a_dsm)
-    context.figure(f"{name}/A-CSM", last.a_csm)
-    context.figure(f"{name}/energy error (nats/dim)", last.energy_error)
-    for variance, error in last.slopes.items():
-        context.figure(f"{name}/slope error at σ² = {variance} (nats/dim)", error)
+    for figure, value in last.figures.items():
+        context.figure(f"{name}/{figure}", value)
     if isinstance(model, RecipeNetwork):
         indices = torch.arange(min(len(contender.parts.data), contender.config.statistics_images, 1024))
         images = contender.parts.data.batch(indices, context.generator("calibration"))
@@ -207,13 +208,13 @@ def _multiply_adds(context: Context, contender: Contender, model: EnergyModel, b
     return count(lambda: contender.parts.loss(fresh, x, cov, noise, 1.0).total.backward()).multiply_adds / batch
 
 
-def _compare(context: Context, curves: dict[str, Curve]) -> None:
+def _compare(context: Context, curves: dict[str, Record]) -> None:
     """The times to the better of the recipe's last values."""
     recipes = [c for name, c in curves.items() if name != "ours"]
-    for quantity, name in QUANTITIES.items():
-        best = min(recipes, key=lambda c: getattr(c.points[-1], quantity))
-        target = getattr(best.points[-1], quantity)
-        theirs, ours = (reached(c.points, quantity, target) for c in (best, curves["ours"]))
+    for name in QUANTITIES:
+        best = min(recipes, key=lambda c: c.last.figures[name])
+        target = best.last.figures[name]
+        theirs, ours = (reached(c.points, name, target) for c in (best, curves["ours"]))
         context.figure(f"recipe's {name}", target)
         context.figure(f"time to the recipe's {name}, recipe (s)", theirs)
         context.figure(f"time to the recipe's {name}, ours (s)", ours)

@@ -20,7 +20,7 @@ from anem.energy import EnergyModel
 from anem.train import Callback, NonFiniteLoss, Parts, StepRecord, TrainConfig, TrainState, train
 from anem.train.checkpoint import write_atomically
 
-__all__ = ["Clock", "Contender", "Record", "advance", "next_goal", "rewind", "spend", "sweep"]
+__all__ = ["Clock", "Contender", "Point", "Record", "advance", "next_goal", "rewind", "spend", "sweep"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +61,27 @@ def advance(contender: Contender, images: int) -> tuple[EnergyModel, float]:
     return model, clock.seconds
 
 
-def next_goal(points: Sequence[tuple[float, int]], turn: float, batch: int) -> int:
+@dataclass(frozen=True)
+class Point:
+    """What a training had come to after ``seconds`` and ``images`` in all: its figures by name, where it was judged."""
+
+    seconds: float
+    images: int
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def next_goal(points: Sequence[Point], turn: float, batch: int) -> int:
     """Images after the next turn, by the speed of the last one. The first is one step: the weights are next to untrained.
 
     Arguments:
-        points: seconds and images in all, after every turn so far.
+        points: after every turn so far.
         turn: its seconds. batch: images a step; a turn has at least one.
     """
     if not points:
         return batch
-    (before, seen), (seconds, images) = [(0.0, 0), *points][-2:]
-    steps = turn * (images - seen) / (seconds - before) / batch
-    return images + batch * max(1, round(steps))
+    before, last = [Point(0.0, 0), *points][-2:]
+    steps = turn * (last.images - before.images) / (last.seconds - before.seconds) / batch
+    return last.images + batch * max(1, round(steps))
 
 
 def rewind(contender: Contender, images: int) -> None:
@@ -100,13 +109,13 @@ class Record:
 
     Arguments:
         file: where. settings: of the training, as plain values. commit: of the code that began it.
-        points: seconds and images in all, after every turn. stopped: why it ended before its time, if it did.
+        points: after every turn. stopped: why it ended before its time, if it did.
     """
 
     file: Path
     settings: dict[str, Any]
     commit: str
-    points: list[tuple[float, int]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     stopped: str = ""
 
     @classmethod
@@ -121,12 +130,12 @@ class Record:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["settings"] != settings:
             raise ValueError(f"{file}: of a training with other settings; move its folder away to start afresh")
-        return cls(file, settings, data["commit"], [(s, n) for s, n in data["points"]], data["stopped"])
+        return cls(file, settings, data["commit"], [Point(**p) for p in data["points"]], data["stopped"])
 
     @property
-    def last(self) -> tuple[float, int]:
-        """Seconds and images so far."""
-        return self.points[-1] if self.points else (0.0, 0)
+    def last(self) -> Point:
+        """The last point, before all if there is none."""
+        return self.points[-1] if self.points else Point(0.0, 0)
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
@@ -142,9 +151,9 @@ def spend(contender: Contender, record: Record, seconds: float, images: float, t
         NonFiniteLoss: in the very first step.
         KeyboardInterrupt: the training was stopped; the same call goes on from the last turn on record.
     """
-    rewind(contender, record.last[1])
-    while not record.stopped and record.last[0] < seconds and record.last[1] < images:
-        spent, _ = record.last
+    rewind(contender, record.last.images)
+    while not record.stopped and record.last.seconds < seconds and record.last.images < images:
+        spent = record.last.seconds
         goal = min(next_goal(record.points, min(turn, seconds - spent), contender.config.batch_size), images)
         try:
             _, took = advance(contender, int(goal))
@@ -152,11 +161,11 @@ def spend(contender: Contender, record: Record, seconds: float, images: float, t
             if not record.points:
                 raise
             record.stopped = str(error)
-            rewind(contender, record.last[1])
+            rewind(contender, record.last.images)
         else:
-            record.points.append((spent + took, int(goal)))
+            record.points.append(Point(spent + took, int(goal)))
         record.save()
-    return advance(contender, record.last[1])[0]
+    return advance(contender, record.last.images)[0]
 
 
 def sweep(context: Context) -> None:
