@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
+from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, draw_covariances
 from anem.covariance import Covariance, Mixed
 from anem.statistics import DataStatistics
 
@@ -67,7 +67,22 @@ def test_blur_start_has_the_gaussian_shape():
     ratio = values / values[:, :, :1, :1]
     assert (ratio > 1 - 1e-3).all()  # high frequencies are never observed better than the mean
     assert torch.allclose(ratio[:, :, 1, 0], ratio[:, :, -1, 0], rtol=1e-4)
-    assert (ratio[:, :, 8, 8] > ratio[:, :, 1, 1]).float().mean() > 0.9
+    assert (ratio[:, :, 8, 8] > ratio[:, :, 1, 1]).float().mean() > 0.6  # equal where the water-filling level is below all of them
+
+
+def test_paths_are_drawn_in_equal_shares_of_start_geometric_and_water_filling():
+    n, low, high = 3000, math.log(1e-8), math.log(30.0)
+    start = torch.linspace(math.log(1e-3), math.log(10.0), 64).view(1, 1, 8, 8)
+    path = NoiseDraw((n, 1, 8, 8), low, high, torch.Generator().manual_seed(0)).along_path(start).flatten(1)
+    same, ramp = path == start.flatten(), start.flatten()
+    whole = same.all(1)  # the start itself, or a level above all of it
+    filled = ((path == path[:, -1:]) | same).all(1) & ~whole
+    straight = ((path[:, 1:] - path[:, :-1]) / (ramp[1:] - ramp[:-1])).sub(
+        (path[:, -1] - path[:, 0])[:, None] / (ramp[-1] - ramp[0])
+    ).abs().amax(1) < 1e-3
+    assert torch.allclose(whole.float().mean(), torch.tensor(1 / 3 + (high - math.log(10.0)) / (high - low) / 3), atol=0.03)
+    assert torch.allclose(filled.float().mean(), torch.tensor((math.log(10.0) - low) / (high - low) / 3), atol=0.03)
+    assert torch.allclose((straight & ~whole & ~filled).float().mean(), torch.tensor(1 / 3), atol=0.03)
 
 
 def test_block_families_are_dropped_where_they_do_not_fit():

@@ -227,6 +227,6 @@ def test_wrong_settings_are_refused():
         EnergyGuided(5, clip=(0.0, 2.0))
     with pytest.raises(ValueError, match="epsilon"):
         VarianceGuided(5, epsilon=0.0)
-    with pytest.raises(ValueError, match="geometric, energy, variance"):
+    with pytest.raises(ValueError, match="geometric, water-filling, energy, variance"):
         as_schedule("linear", 5)
     assert as_schedule(schedule := Geometric(3), 7) is schedule

@@ -11,7 +11,7 @@ from anem.bench.samplers import fully_observed, random_covariance
 from anem.covariance import Covariance
 from anem.energy import Evaluation
 from anem.gaussian import make_skewed
-from anem.sample import Geometric, Listed, Noise, Schedule, as_kernel, end_of_path, run_chain
+from anem.sample import Geometric, Listed, Noise, Schedule, WaterFilling, as_kernel, end_of_path, run_chain
 from anem.sample.schedules import check_step
 from anem.statistics import VARIANCE_FLOOR
 
@@ -45,13 +45,38 @@ def test_geometric_path_is_its_closed_form(power):
         torch.testing.assert_close(level.values, cov.values ** (1 - tau) * end**tau, rtol=1e-10, atol=0.0)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_water_filling_path_is_its_closed_form(power):
+    """min(λ_T, θ), each image with a θ of its own."""
+    cov, n = start(), 12
+    cov = Covariance(torch.cat([cov.values, 0.1 * cov.values]), cov.basis)
+    top = cov.values.flatten(1).amax(1).view(-1, 1, 1, 1)
+    for i, level in enumerate(path(WaterFilling(n, variance=1e-4, power=power), cov)):
+        tau = (i / n) ** power
+        torch.testing.assert_close(level.values, torch.minimum(cov.values, top ** (1 - tau) * 1e-4**tau), rtol=1e-10, atol=0.0)
+
+
+def test_water_filling_leaves_what_was_measured_until_the_rest_is_as_good():
+    hidden = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    hidden[..., :2, :] = True
+    cov = Covariance(torch.where(hidden, 10.0, 1e-3).double())
+    levels = path(WaterFilling(20, variance=1e-5), cov)
+    for level in levels:
+        inside, outside = level.values[hidden].unique(), level.values[~hidden].unique()
+        assert len(inside) == len(outside) == 1 and float(outside) == min(float(cov.values[~hidden][0]), float(inside))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
-    steps=st.integers(1, 40), power=st.floats(0.3, 3.0), variance=st.floats(1e-9, 10.0), basis=st.sampled_from(["pixel", "fourier", "dct2"])
+    kind=st.sampled_from([Geometric, WaterFilling]),
+    steps=st.integers(1, 40),
+    power=st.floats(0.3, 3.0),
+    variance=st.floats(1e-9, 10.0),
+    basis=st.sampled_from(["pixel", "fourier", "dct2"]),
 )
-def test_geometric_path_falls_and_ends_exactly(steps, power, variance, basis):
+def test_planned_paths_fall_and_end_exactly(kind, steps, power, variance, basis):
     cov = start(basis)
-    levels = path(Geometric(steps, variance, power), cov)
+    levels = path(kind(steps, variance, power), cov)
     assert len(levels) == steps + 1
     assert torch.equal(levels[-1].values, cov.values.clamp_max(variance))
     pinned = cov.values <= variance
@@ -126,12 +151,13 @@ def test_a_path_may_follow_the_model_image_by_image():
 
 def test_wrong_schedules_are_refused():
     cov = start("pixel", low=0.1)
-    with pytest.raises(ValueError, match="steps"):
-        Geometric(0)
-    with pytest.raises(ValueError, match="variance"):
-        Geometric(5, variance=0.0)
-    with pytest.raises(ValueError, match="power"):
-        Geometric(5, power=-1.0)
+    for kind in (Geometric, WaterFilling):
+        with pytest.raises(ValueError, match="steps"):
+            kind(0)
+        with pytest.raises(ValueError, match="variance"):
+            kind(5, variance=0.0)
+        with pytest.raises(ValueError, match="power"):
+            kind(5, power=-1.0)
     with pytest.raises(ValueError, match="levels"):
         Listed([])
     with pytest.raises(ValueError, match="never increase"):

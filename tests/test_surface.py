@@ -215,7 +215,7 @@ def test_a_schedule_has_a_name_as_a_kernel_has():
         for schedule in ("variance", VarianceGuided(3))
     )
     assert torch.equal(named, own)
-    with pytest.raises(ValueError, match="schedule: wanted one of geometric, energy, variance, got 'magic'"):
+    with pytest.raises(ValueError, match="schedule: wanted one of geometric, water-filling, energy, variance, got 'magic'"):
         anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, schedule="magic")
 
 

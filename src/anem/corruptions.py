@@ -1,8 +1,8 @@
 """p(Σ): the covariances a model is trained on.
 
 A family is data: a name, a basis and a function that draws log-variances for n images at once. Add one by passing a longer tuple of
-families; nothing else changes. Most families draw two levels, of what is observed and of what is not, and a point τ on the path
-λ_T^{1−τ} λ_0^τ that sampling follows from there, because that path leaves the family (a blur's powers are no blur).
+families; nothing else changes. Most families draw two levels, of what is observed and of what is not; spectra go on along the paths that
+sampling follows from there, because those leave the family (a blur's powers are no blur, nor is a blur cut off at a level).
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ class NoiseDraw:
         return torch.where(hidden, inside, self.level())
 
     def along_path(self, log_start: Tensor) -> Tensor:
-        """A point of the geometric path from λ_T towards min(λ_0, λ_T); for a third of the images its start."""
+        """In equal shares: λ_T; a point of the geometric path from it towards min(λ_0, λ_T); of the water-filling path, min(λ_T, τ)."""
         n = self.shape[0]
         start = log_start.clamp(self.low, self.high)
         end = torch.minimum(self.low + (math.log(1e-5) - self.low) * self.rand(n, 1, 1, 1), start)
-        tau = self.rand(n, 1, 1, 1) * (self.rand(n, 1, 1, 1) > 1 / 3)
-        return start + tau * (end - start)
+        geometric = start + self.rand(n, 1, 1, 1) * (end - start)
+        filled = torch.minimum(start, self.level())
+        kind = self.rand(n, 1, 1, 1)
+        return torch.where(kind < 1 / 3, start, torch.where(kind < 2 / 3, geometric, filled))
 
     def smooth_field(self, count: int = 1) -> Tensor:
         """Random fields of unit amplitude, periodic, with a random correlation length, (n, count, H, W)."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from anem.baselines import DAPS, DPS, Composition, InDI, Palette, PaperSampler, REDDiff
 from anem.energy import EnergyModel
 from anem.restore import Restorer
-from anem.sample import MALA, Corrector, EnergyRestorer, Geometric, Kernel, Sampler, as_kernel, steps_within
+from anem.sample import MALA, Corrector, EnergyRestorer, Kernel, Sampler, WaterFilling, as_kernel, steps_within
 
 __all__ = ["METHODS", "OURS", "PRIORS", "Method", "Prior", "find_prior"]
 
@@ -73,7 +73,7 @@ def find_prior(name: str, task: str, trained: Path, given: str, dataset: str = "
 def _ours(kernel: str | Kernel, corrector: Corrector | None = None, power: float = 1.0) -> Make:
     def make(model: EnergyModel, calls: int) -> Restorer:
         steps = steps_within(calls, kernel, corrector)
-        return EnergyRestorer(model, Sampler(as_kernel(kernel), corrector, Geometric(steps, power=power)))
+        return EnergyRestorer(model, Sampler(as_kernel(kernel), corrector, WaterFilling(steps, power=power)))
 
     return make
 

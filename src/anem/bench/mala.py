@@ -263,9 +263,7 @@ def _restore(
     context: Context, key: str, model: EnergyModel, measurement: Tensor, operator: LinearOperator, corrector: Corrector, size: Size
 ) -> Tensor:
     """One sample of every image, (B, C, H, W)."""
-    restored = sample_posterior(
-        model, measurement, operator, SIGMA, schedule=Geometric(size.path), corrector=corrector, seed=context.seed, samples=1
-    )
+    restored = sample_posterior(model, measurement, operator, SIGMA, steps=size.path, corrector=corrector, seed=context.seed, samples=1)
     assert restored.acceptance is not None
     acceptance = float(restored.acceptance[size.path // 2 :].mean())
     context.figure(f"{key}, network calls", restored.calls)

@@ -45,7 +45,7 @@ __all__ = ["Size", "run"]
 BOX = 14
 """Side of the hidden box of digits."""
 
-DEFAULT = "ancestral, geometric"
+DEFAULT = "ancestral, water-filling"
 """What a sampler does unless told otherwise."""
 
 
@@ -69,7 +69,7 @@ class Size:
     @classmethod
     def quick(cls) -> Size:
         """Within half a minute on two cores."""
-        return cls(images=2, reference=200, calls=(5, 10), most=(), schedules=("geometric",), kernels=("ancestral", "sde-2m"))
+        return cls(images=2, reference=200, calls=(5, 10), most=(), schedules=("water-filling",), kernels=("ancestral", "sde-2m"))
 
 
 def run(context: Context) -> None:

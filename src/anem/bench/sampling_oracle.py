@@ -63,7 +63,7 @@ def gaussian(context: Context) -> list[Curve]:
     budget = (5, 10, FEW, MANY) if context.quick else CALLS
     curves = []
     # |∂U/∂ℓ| depends on where the chain is: along that path a chain is not affine.
-    for curve in (c for c in curves_of(schedules=("geometric", "variance")) if c.stochastic):
+    for curve in (c for c in curves_of(schedules=("geometric", "water-filling", "variance")) if c.stochastic):
         for calls in budget:
             schedule = curve.path(calls)
             if schedule is not None:
@@ -173,7 +173,7 @@ def mixture(context: Context, choice: str) -> list[Curve]:
     for name, value in exact.figures[0].items():
         context.figure(f"mixture/exact draws/{name}", value)
     curves = []
-    for curve in curves_of(schedules=("geometric",) if context.quick else tuple(SCHEDULES)):
+    for curve in curves_of(schedules=("water-filling",) if context.quick else tuple(SCHEDULES)):
         # A path of its own for every chain needs as many factorisations: fewer chains there, and no 1000 calls.
         adaptive = SCHEDULES[curve.schedule](1).adaptive
         budget = (5, 10, FEW) if context.quick else tuple(n for n in CALLS if n <= (MANY if adaptive else MOST))

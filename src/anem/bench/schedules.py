@@ -30,7 +30,7 @@ from anem.sheet import Row, contact_sheet
 
 __all__ = ["Size", "run"]
 
-NAMES = {"geometric": "geometric", "energy": "paper's rule", "variance": "ours"}
+NAMES = {"geometric": "geometric", "water-filling": "water-filling", "energy": "paper's rule", "variance": "ours"}
 """Schedules of :data:`anem.sample.SCHEDULES`, by their names in the figures."""
 
 

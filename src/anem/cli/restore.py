@@ -49,8 +49,8 @@ class Restore:
     """steps of each draw; more are slower and more exact"""
     sampler: Annotated[str, arg(metavar="NAME")] = "ancestral"
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
-    schedule: Annotated[str, arg(metavar="NAME")] = "geometric"
-    """path of the noise: geometric, or following the energy: energy (the paper's rule), variance"""
+    schedule: Annotated[str, arg(metavar="NAME")] = "water-filling"
+    """path of the noise: water-filling, geometric (the paper's), or following the energy: energy (the paper's rule), variance"""
     plot_schedule: Flag = False
     """also draw the path of the first sample of the first image, schedule.png"""
     model: Model = "digits"

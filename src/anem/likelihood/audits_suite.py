@@ -16,7 +16,7 @@ from anem.energy import EnergyModel
 from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
 from anem.likelihood.audits_ranks import audit_ranks
 from anem.operators import LinearOperator, make_operator
-from anem.sample import Geometric, Sampler
+from anem.sample import Sampler, WaterFilling
 from anem.statistics import DataStatistics
 
 __all__ = ["Audit", "AuditSize", "audits", "family_covariances"]
@@ -133,7 +133,7 @@ def audits(
         straight = [white(LEVELS[0]), white(LEVELS[-1])]
         run = partial(audit_paths, model, images[: size.paths], straight, way, where=where, nodes=size.nodes)
         yield _one(run, f"paths/{where}", source)
-    sampler = Sampler("sde-2m", final="noisy", schedule=Geometric(size.sampling))
+    sampler = Sampler("sde-2m", final="noisy", schedule=WaterFilling(size.sampling))
     for v in LEVELS:
         run = partial(audit_variance, model, images[: size.variance], white(v), where=f"white {v:g}", samples=size.draws, sampler=sampler)
         yield _one(run, f"variance/white {v:g}", source)

@@ -8,7 +8,7 @@ from anem.sample.kernels import KERNELS, SDE2M, Ancestral, Bridge, Euler, Flow, 
 from anem.sample.mcmc import DualAveraging, Trace, sample_mcmc
 from anem.sample.posterior import Restoration, Sampler, sample_posterior, sample_prior, steps_within
 from anem.sample.restorer import EnergyRestorer
-from anem.sample.schedules import Geometric, Listed, Schedule, end_of_path
+from anem.sample.schedules import Geometric, Listed, Schedule, WaterFilling, end_of_path
 
 __all__ = [
     "FINAL",
@@ -43,6 +43,7 @@ __all__ = [
     "Target",
     "Trace",
     "VarianceGuided",
+    "WaterFilling",
     "as_kernel",
     "as_schedule",
     "effective_sample_size",

@@ -23,7 +23,7 @@ from anem.energy import EnergyModel, Evaluation
 from anem.operators import Observation
 from anem.sample.chain import ChainState, run_chain
 from anem.sample.kernels import Kernel, Noise, as_kernel
-from anem.sample.schedules import Geometric, Listed, Schedule, end_of_path
+from anem.sample.schedules import Geometric, Listed, Schedule, WaterFilling, end_of_path
 from anem.statistics import VARIANCE_FLOOR
 
 __all__ = ["SCHEDULES", "EnergyGuided", "VarianceGuided", "as_schedule", "freeze"]
@@ -129,7 +129,12 @@ class VarianceGuided(_Guided):
         return torch.maximum(informed, remaining / left)
 
 
-SCHEDULES: dict[str, Callable[[int], Schedule]] = {"geometric": Geometric, "energy": EnergyGuided, "variance": VarianceGuided}
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "geometric": Geometric,
+    "water-filling": WaterFilling,
+    "energy": EnergyGuided,
+    "variance": VarianceGuided,
+}
 """Schedules of a given number of steps, by name."""
 
 

@@ -19,7 +19,7 @@ from anem.sample.chain import Callback, run_chain
 from anem.sample.correctors import Corrector
 from anem.sample.guided import as_schedule
 from anem.sample.kernels import Kernel, Noise, as_kernel
-from anem.sample.schedules import Geometric, Schedule
+from anem.sample.schedules import Schedule, WaterFilling
 
 __all__ = ["Restoration", "Sampler", "chain_seed", "sample_posterior", "sample_prior", "steps_within"]
 
@@ -77,7 +77,7 @@ class Sampler:
 
     kernel: Kernel | str = "ancestral"
     corrector: Corrector | None = None
-    schedule: Schedule = field(default_factory=Geometric)
+    schedule: Schedule = field(default_factory=WaterFilling)
     final: str = "denoise"
     chunk: int | None = None
     callback: Callback | None = field(default=None, repr=False)
@@ -242,7 +242,7 @@ def sample_posterior(
         sigma: standard deviation of the noise in m: a number, (B,), or a map where the operator allows it.
         samples: S, draws for each image.
         steps: of the path.
-        schedule: another path than the geometric one, by name ("energy", "variance") or, in place of ``steps``, as an object.
+        schedule: another path than water-filling, by name ("geometric", "energy", "variance") or, in place of ``steps``, as an object.
         seed: of image b, seed + b, or one an image.
         regularised: see :meth:`LinearOperator.observe`.
         kernel, corrector, final, chunk, callback: see :class:`Sampler`.
@@ -252,7 +252,7 @@ def sample_posterior(
 
     Source: Zilberstein et al., arXiv 2605.15487; kernels and correctors as documented in :mod:`anem.sample`.
     """
-    sampler = Sampler(kernel, corrector, as_schedule(schedule or Geometric(steps), steps), final, chunk, callback)
+    sampler = Sampler(kernel, corrector, as_schedule(schedule or WaterFilling(steps), steps), final, chunk, callback)
     observe = partial(operator.observe, measurement.double(), sigma, model.statistics, regularised=regularised)
     return sampler.sample(model, observe, operator.image_shape(measurement.shape), samples, seed, measurement)
 
@@ -298,5 +298,5 @@ def sample_prior(
         y = statistics.mean_image(double) + spread.sample(generators)
         return Observation(y, cov, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
 
-    sampler = Sampler(kernel, corrector, as_schedule(schedule or Geometric(steps), steps), final, chunk, callback)
+    sampler = Sampler(kernel, corrector, as_schedule(schedule or WaterFilling(steps), steps), final, chunk, callback)
     return sampler.sample(model, anchor, shape, 1, seed, like)

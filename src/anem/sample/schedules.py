@@ -18,7 +18,7 @@ from anem.covariance import Covariance
 from anem.energy import Evaluation
 from anem.statistics import VARIANCE_FLOOR
 
-__all__ = ["Geometric", "Listed", "Schedule", "end_of_path", "check_step"]
+__all__ = ["Geometric", "Listed", "Schedule", "WaterFilling", "end_of_path", "check_step"]
 
 
 def end_of_path(start: Covariance, variance: float = VARIANCE_FLOOR) -> Covariance:
@@ -52,8 +52,8 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class Geometric(Schedule):
-    """λ_t = λ_T^{1−τ} λ_0^τ with τ = (i/n)^p.
+class _Planned(Schedule):
+    """A path fixed beforehand: at step i of n a share τ = (i/n)^p of it lies behind.
 
     Arguments:
         steps: n.
@@ -72,12 +72,37 @@ class Geometric(Schedule):
     def end(self, start: Covariance) -> Covariance:
         return end_of_path(start, self.variance)
 
+    def share(self, left: int) -> float:
+        """What the next step takes of the way that is left, in (0, 1]."""
+        behind, then = ((i / self.steps) ** self.power for i in (self.steps - left, self.steps - left + 1))
+        return (then - behind) / (1 - behind)
+
+
+@dataclass(frozen=True)
+class Geometric(_Planned):
+    """λ_t = λ_T^{1−τ} λ_0^τ with τ = (i/n)^p, the path of the paper."""
+
     def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
         if left == 1:
             return end
-        tau, then = ((i / self.steps) ** self.power for i in (self.steps - left, self.steps - left + 1))
-        ratio = end.values / now.cov.values
-        return now.cov.replace(now.cov.values * ratio ** ((then - tau) / (1 - tau)))
+        return now.cov.replace(now.cov.values * (end.values / now.cov.values) ** self.share(left))
+
+
+@dataclass(frozen=True)
+class WaterFilling(_Planned):
+    """λ_t = min(λ_T, θ_t): one level θ falls geometrically from the largest variance to λ_0, and takes along what stands above it.
+
+    What was measured well stays as it was measured until the rest has become as good, where the geometric path makes it better from the
+    first step on, beyond what the measurement says and before anything is known of the rest. In steep spectra (blurs, super-resolution)
+    that is what a network learns worst: docs/notes/sampling.md has the figures. The rate–distortion function of a Gaussian spends its bits
+    in this order.
+    """
+
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        if left == 1:
+            return end
+        top, low = (cov.values.flatten(1).amax(1).view(-1, 1, 1, 1) for cov in (now.cov, end))
+        return now.cov.replace(torch.minimum(now.cov.values, top * (low / top) ** self.share(left)))
 
 
 class Listed(Schedule):
