@@ -197,7 +197,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(tiny, monkey
     figures = run_quick(sampling.run, tiny).figures
     assert all(math.isfinite(float(f.value)) for k, f in figures.items() if k != "gaussian/choice")
     distances = {k.split("/")[1].removesuffix(", 6 calls"): f.value for k, f in figures.items() if k.endswith(f"6 calls/{DISTANCE}")}
-    assert figures["gaussian/choice"].value == min(distances, key=distances.get) and len(distances) == 10
+    assert figures["gaussian/choice"].value == min(distances, key=distances.get) and len(distances) == 15
     assert {k.split("/")[2] for k in figures if k.startswith("digits/bridge, geometric, 5")} == {"PSNR of the mean (dB)", "LPIPS", "KID"}
     assert all(figures[f"memory/chain of 6 steps over {what}"].holds for what in ("one of 3 steps", "a training step"))
     assert float(figures["memory/chain of 6 steps over a network call"].value) >= 1

@@ -67,7 +67,7 @@ def test_blur_start_has_the_gaussian_shape():
     ratio = values / values[:, :, :1, :1]
     assert (ratio > 1 - 1e-3).all()  # high frequencies are never observed better than the mean
     assert torch.allclose(ratio[:, :, 1, 0], ratio[:, :, -1, 0], rtol=1e-4)
-    assert (ratio[:, :, 8, 8] > ratio[:, :, 1, 1]).float().mean() > 0.6  # equal where the water-filling level is below all of them
+    assert (ratio[:, :, 8, 8] > ratio[:, :, 1, 1]).float().mean() > 0.5  # equal where the water-filling level is below all of them
 
 
 def test_paths_are_drawn_in_equal_shares_of_start_geometric_and_water_filling():

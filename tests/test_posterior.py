@@ -9,7 +9,19 @@ from anem.energy import EnergyModel, Evaluation
 from anem.gaussian import GaussianMixture, make_mixture, make_skewed
 from anem.operators import GaussianBlur, Identity, Inpainting, SuperResolution
 from anem.restore import Restorer, seeds_from
-from anem.sample import MALA, ULA, EnergyRestorer, Geometric, Listed, Sampler, as_kernel, sample_posterior, sample_prior, steps_within
+from anem.sample import (
+    MALA,
+    ULA,
+    EnergyRestorer,
+    Geometric,
+    Listed,
+    Sampler,
+    WaterFilling,
+    as_kernel,
+    sample_posterior,
+    sample_prior,
+    steps_within,
+)
 
 OPERATORS = [Inpainting.centre_box((8, 8), 4), GaussianBlur(3, 0.8), SuperResolution(2, "block"), Identity()]
 
@@ -177,7 +189,7 @@ def test_restoration_holds_what_it_says(prior):
     torch.testing.assert_close(restored.std, restored.samples.std(0))
     torch.testing.assert_close(restored.denoised, exact.mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(restored.variance, exact.variance, rtol=1e-7, atol=1e-9)
-    assert restored.calls == 1 + 4 * 4 and restored.acceptance is None and restored.sampler.schedule == Geometric(4)
+    assert restored.calls == 1 + 4 * 4 and restored.acceptance is None and restored.sampler.schedule == WaterFilling(4)
     blurred = GaussianBlur(3, 0.8)
     assert sample_posterior(prior, blurred(m), blurred, 0.2, steps=2).variance is None
     assert sample_posterior(prior, m, Identity(), 0.2, steps=2).std is None
