@@ -62,7 +62,7 @@ def test_boxes_have_two_levels_and_centred_squares_occur():
 
 
 def test_blur_start_has_the_gaussian_shape():
-    """With λ_0 = λ_min = λ(0) no path is left to follow: log λ + 2 log|h| is flat where |h| is not tiny."""
+    """Even, and never below the variance of the mean, at the start and along either path."""
     values = draw(["gaussian-blur"], (64, 1, 16, 16)).cov.values.double()
     ratio = values / values[:, :, :1, :1]
     assert (ratio > 1 - 1e-3).all()  # high frequencies are never observed better than the mean

@@ -62,7 +62,7 @@ class NoiseDraw:
         return torch.where(hidden, inside, self.level())
 
     def along_path(self, log_start: Tensor) -> Tensor:
-        """In equal shares: λ_T; a point of the geometric path from it towards min(λ_0, λ_T); of the water-filling path, min(λ_T, τ)."""
+        """In equal shares: λ_T; a point of the geometric path from it towards min(λ_0, λ_T); of the water-filling path, min(λ_T, θ)."""
         n = self.shape[0]
         start = log_start.clamp(self.low, self.high)
         end = torch.minimum(self.low + (math.log(1e-5) - self.low) * self.rand(n, 1, 1, 1), start)
