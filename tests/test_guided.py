@@ -99,18 +99,41 @@ def test_the_variance_rule_is_its_formula(basis):
     now, schedule, left = prior(y, cov), VarianceGuided(9, 1e-4, epsilon=0.05, max_fall=0.7), 6
     end = schedule.end(cov)
     kappa = prior.posterior(y, cov).variance / cov.values
-    room = (cov.values / end.values).log()
-    wanted = torch.minimum(torch.maximum(torch.log1p(0.05 / kappa.clamp_min(1e-3)).clamp_max(0.7), room / left), room)
-    torch.testing.assert_close((cov.values / schedule.next(now, end, left).values).log(), wanted, rtol=1e-7, atol=1e-9)
+    level = cov.values.max() * (end.values.max() / cov.values.max()) ** (1 / left)
+    ahead = torch.maximum(cov.values * torch.exp(-torch.log1p(0.05 / kappa.clamp_min(1e-3)).clamp_max(0.7)), end.values)
+    wanted = torch.minimum(ahead, level.expand_as(ahead))
+    torch.testing.assert_close(schedule.next(now, end, left).values, wanted, rtol=1e-7, atol=0.0)
+    assert bool((ahead < level).any() and (ahead > level).any())
 
 
-def test_by_default_epsilon_is_three_over_the_steps():
+def evaluation_with(kappa: torch.Tensor, cov: Covariance) -> Evaluation:
+    """Whose one-call variances are κλ: ∇U = 0 and ∂U/∂ℓ = (1 − κ)/2."""
+    zero = torch.zeros_like(kappa)
+    return Evaluation(zero, cov, zero[:, 0, 0, 0], zero, 0.5 * (1 - kappa))
+
+
+def test_negative_variances_raise_those_around_them():
+    """To twice their root mean square over five by five coordinates, around the edges; those farther away and larger ones stay."""
+    kappa = torch.full((1, 1, 12, 12), 0.01, dtype=torch.float64)
+    kappa[0, 0, 1, 0], kappa[0, 0, 0, 0] = -0.4, 0.5
+    cov = Covariance.white(1.0, kappa.shape, like=kappa)
+    now, schedule = evaluation_with(kappa, cov), VarianceGuided(1000, epsilon=0.1, max_fall=100.0)
+    torch.testing.assert_close(now.relative_variance, kappa)
+    fall = -schedule.next(now, schedule.end(cov), 1000).values.log()[0, 0]
+    near = torch.log1p(torch.tensor(0.1 / (2 * (0.4**2 / 25) ** 0.5), dtype=torch.float64))
+    far = torch.log1p(torch.tensor(0.1 / 0.01, dtype=torch.float64))
+    for (i, j), wanted in {(1, 0): near, (11, 10): near, (3, 2): near, (4, 0): far, (1, 3): far, (10, 1): far}.items():
+        torch.testing.assert_close(fall[i, j], wanted)
+    torch.testing.assert_close(fall[0, 0], torch.log1p(torch.tensor(0.1 / 0.5, dtype=torch.float64)))
+
+
+def test_by_default_epsilon_is_two_over_the_steps():
     prior = make_skewed(*SHAPE)
     y, cov = case(prior, "pixel")
-    now, by_default, given = prior(y, cov), VarianceGuided(60), VarianceGuided(60, epsilon=0.05)
+    now, by_default, given = prior(y, cov), VarianceGuided(40), VarianceGuided(40, epsilon=0.05)
     end = given.end(cov)
-    assert torch.equal(by_default.next(now, end, 50).values, given.next(now, end, 50).values)
-    assert not torch.equal(by_default.next(now, end, 50).values, VarianceGuided(60, epsilon=0.06).next(now, end, 50).values)
+    assert torch.equal(by_default.next(now, end, 40).values, given.next(now, end, 40).values)
+    assert not torch.equal(by_default.next(now, end, 40).values, VarianceGuided(40, epsilon=0.06).next(now, end, 40).values)
 
 
 def test_the_variance_rule_keeps_the_missing_variance_below_epsilon():
@@ -221,7 +244,7 @@ def test_samplers_take_them(name):
 def test_wrong_settings_are_refused():
     for wrong in ({"steps": 0}, {"variance": 0.0}):
         for schedule in (EnergyGuided, VarianceGuided):
-            with pytest.raises(ValueError, match="steps >= 1 and variance > 0"):
+            with pytest.raises(ValueError, match="steps >= 1, variance > 0"):
                 schedule(**wrong)
     with pytest.raises(ValueError, match="clip"):
         EnergyGuided(5, clip=(0.0, 2.0))

@@ -1,9 +1,10 @@
 """Paths of covariances that follow the energy, image by image and coordinate by coordinate, and their freezing for a corrector.
 
-Both rules end at Σ_0 in the given number of steps. Writing g_k for the fall of log λ_k in a step and L_k = log(λ_k/λ_0,k) for what is left,
+Both rules end at Σ_0 in the given number of steps.
 
-* :class:`EnergyGuided`: g_k = min(η |∂U/∂ℓ_k|, L_k), with η such that Σ g_k is the share of Σ L_k that one of the steps left has;
-* :class:`VarianceGuided`: g_k = min(h_max, log(1 + ε/κ_k)) with κ_k = Var(x_k given x_t)/λ_k, but at least L_k/(steps left).
+* :class:`EnergyGuided`: log λ_k falls by g_k = min(η |∂U/∂ℓ_k|, L_k), L_k = log(λ_k/λ_0,k) being what is left, with η such that Σ g_k is
+  the share of Σ L_k that a step has;
+* :class:`VarianceGuided`: by g_k = min(h_max, log(1 + ε/κ_k)) with κ_k = Var(x_k given x_t)/λ_k, or to the level of water-filling.
 
 A path that follows the chain leaves ancestral sampling valid: what comes next depends on the past alone. A corrector's target does not
 know the past, so with one the path has to be fixed beforehand: :func:`freeze`.
@@ -11,7 +12,6 @@ know the past, so with one the path has to be fixed beforehand: :func:`freeze`.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,47 +23,13 @@ from anem.energy import EnergyModel, Evaluation
 from anem.operators import Observation
 from anem.sample.chain import ChainState, run_chain
 from anem.sample.kernels import Kernel, Noise, as_kernel
-from anem.sample.schedules import Geometric, Listed, Schedule, WaterFilling, end_of_path
-from anem.statistics import VARIANCE_FLOOR
+from anem.sample.schedules import Geometric, Listed, Planned, Schedule, WaterFilling
 
 __all__ = ["SCHEDULES", "EnergyGuided", "VarianceGuided", "as_schedule", "freeze"]
 
 
 @dataclass(frozen=True)
-class _Guided(Schedule):
-    """A path by the fall of log λ in every coordinate.
-
-    Arguments:
-        steps: n.
-        variance: λ_0 of :func:`~anem.sample.schedules.end_of_path`, by default the variance of 8-bit rounding.
-    """
-
-    steps: int = 50
-    variance: float = VARIANCE_FLOOR
-
-    adaptive = True
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not self.variance > 0:
-            raise ValueError(f"schedule: wanted steps >= 1 and variance > 0, got {self.steps} and {self.variance}")
-
-    @abstractmethod
-    def fall(self, now: Evaluation, remaining: Tensor, left: int) -> Tensor:
-        """g, (B, C, H, W) ≥ 0, of which no more than ``remaining``, L (B, C, H, W), is used; ``left`` steps are left, this one included."""
-
-    def end(self, start: Covariance) -> Covariance:
-        return end_of_path(start, self.variance)
-
-    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
-        if left == 1:
-            return end
-        remaining = (now.cov.values / end.values).log()
-        fall = torch.minimum(now.cov.basis.symmetrise(self.fall(now, remaining, left)), remaining)
-        return now.cov.replace(torch.maximum(now.cov.values * (-fall).exp(), end.values))
-
-
-@dataclass(frozen=True)
-class EnergyGuided(_Guided):
+class EnergyGuided(Planned):
     """The rule of the paper, δΛ ∝ Λ |∂U/∂Λ| Λ: steepest descent of U in the log-det geometry, with absolute values.
 
     The step follows the geodesic, log λ_k falls by η |∂U/∂ℓ_k|, so that no variance can become negative, and stops at λ_0. η is chosen
@@ -78,17 +44,27 @@ class EnergyGuided(_Guided):
 
     clip: tuple[float, float] = (0.1, 10.0)
 
+    adaptive = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.clip[0] <= 1 <= self.clip[1]:
             raise ValueError(f"clip: wanted 0 < least <= 1 <= greatest, got {self.clip}")
 
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        if left == 1:
+            return end
+        fall = now.cov.basis.symmetrise(self.fall(now, (now.cov.values / end.values).log(), left))
+        return now.cov.replace(torch.maximum(now.cov.values * (-fall).exp(), end.values))
+
     def fall(self, now: Evaluation, remaining: Tensor, left: int) -> Tensor:
+        """g, (B, C, H, W), for L = ``remaining`` (B, C, H, W) and ``left`` steps, this one included; 0 ≤ g ≤ L."""
         size, room = now.grad_logvar.abs().flatten(1), remaining.flatten(1)
         moving = (room > 0).to(size)
         mean = (size * moving).sum(1, keepdim=True) / moving.sum(1, keepdim=True).clamp_min(1)
         weight = torch.where(mean > 0, size / torch.where(mean > 0, mean, 1.0), 1.0).clamp(*self.clip)
-        return torch.minimum(_scale_to(room.sum(1, keepdim=True) / left, weight, room) * weight, room).reshape(remaining.shape)
+        total = self.share(left) * room.sum(1, keepdim=True)
+        return torch.minimum(_scale_to(total, weight, room) * weight, room).reshape(remaining.shape)
 
 
 def _scale_to(total: Tensor, weight: Tensor, room: Tensor) -> Tensor:
@@ -102,15 +78,20 @@ def _scale_to(total: Tensor, weight: Tensor, room: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VarianceGuided(_Guided):
-    """Long steps where little is in doubt: the bridge's missing variance (e^g − 1) κ_k stays at most ε, where the budget allows that.
+class VarianceGuided(WaterFilling):
+    """Water-filling, ahead of which go the coordinates that the others determine: ours.
 
-    Coordinates that the others determine (κ ≪ 1) go first; those in doubt fall evenly in log λ over the steps left.
+    The bridge's missing variance in a step is (e^g − 1) κ_k of the coordinate's own, so that g_k = log(1 + ε/κ_k) keeps it at ε everywhere:
+    where κ ≪ 1 a coordinate may take a long step at no price. The rest follows the level, λ_s,k = min(λ_t,k e^{−g_k}, θ_s).
+
+    A learned κ is noisy where λ is not far below the data variance, and some values are negative, which no variance is. What they are off
+    measures the noise: κ counts as no less than twice the root mean square of the negative parts around it in the array of coordinates. An
+    exact energy has none, and nothing changes.
 
     Arguments:
-        epsilon: ε; None for 3/steps. The best value found on Gaussians falls like 1/steps (docs/notes/sampling.md): a coordinate of which
-            nothing is known (κ = 1) then falls by a factor e³ in all for the sake of this rule, the rest for that of the budget.
-        max_fall: h_max, the largest fall of log λ that information alone may cause in a step; a bound on what an energy's error can do.
+        epsilon: ε; None for 2/steps. On Gaussians the best value falls like 1/steps, and a learned energy wants it smaller
+            (docs/notes/sampling.md).
+        max_fall: the largest g, a bound on what an energy's error can do.
         floor: least κ; the one-call variance is a small difference of large numbers where λ is far above the data variance.
     """
 
@@ -118,15 +99,28 @@ class VarianceGuided(_Guided):
     max_fall: float = 4.0
     floor: float = 1e-3
 
+    adaptive = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not ((self.epsilon is None or self.epsilon > 0) and self.max_fall > 0 and self.floor > 0):
             raise ValueError(f"schedule: wanted epsilon, max_fall and floor > 0, got {self.epsilon}, {self.max_fall} and {self.floor}")
 
-    def fall(self, now: Evaluation, remaining: Tensor, left: int) -> Tensor:
-        epsilon = 3 / self.steps if self.epsilon is None else self.epsilon
-        informed = torch.log1p(epsilon / now.relative_variance.clamp_min(self.floor)).clamp_max(self.max_fall)
-        return torch.maximum(informed, remaining / left)
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        plan = super().next(now, end, left)
+        epsilon = 2 / self.steps if self.epsilon is None else self.epsilon
+        fall = torch.log1p(epsilon / _credible(now.relative_variance, self.floor)).clamp_max(self.max_fall)
+        ahead = torch.maximum(now.cov.values * (-now.cov.basis.symmetrise(fall)).exp(), end.values)
+        return plan.replace(torch.minimum(plan.values, ahead))
+
+
+def _credible(kappa: Tensor, floor: float, reach: int = 2) -> Tensor:
+    """κ (B, C, H, W), raised to ``floor`` and to twice the root mean square of min(κ, 0) within ``reach`` coordinates, around the edges."""
+    offsets = range(-reach, reach + 1)
+    squares = kappa.clamp_max(0.0).square()
+    around = sum(squares.roll((i, j), (-2, -1)) for i in offsets for j in offsets)
+    assert isinstance(around, Tensor)
+    return torch.maximum(kappa, 2 * (around / len(offsets) ** 2).sqrt()).clamp_min(floor)
 
 
 SCHEDULES: dict[str, Callable[[int], Schedule]] = {

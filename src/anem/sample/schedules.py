@@ -18,7 +18,7 @@ from anem.covariance import Covariance
 from anem.energy import Evaluation
 from anem.statistics import VARIANCE_FLOOR
 
-__all__ = ["Geometric", "Listed", "Schedule", "WaterFilling", "end_of_path", "check_step"]
+__all__ = ["Geometric", "Listed", "Planned", "Schedule", "WaterFilling", "end_of_path", "check_step"]
 
 
 def end_of_path(start: Covariance, variance: float = VARIANCE_FLOOR) -> Covariance:
@@ -52,8 +52,8 @@ class Schedule(ABC):
 
 
 @dataclass(frozen=True)
-class _Planned(Schedule):
-    """A path fixed beforehand: at step i of n a share τ = (i/n)^p of it lies behind.
+class Planned(Schedule):
+    """A path of n steps: after step i a share τ = (i/n)^p of it lies behind.
 
     Arguments:
         steps: n.
@@ -79,7 +79,7 @@ class _Planned(Schedule):
 
 
 @dataclass(frozen=True)
-class Geometric(_Planned):
+class Geometric(Planned):
     """λ_t = λ_T^{1−τ} λ_0^τ with τ = (i/n)^p, the path of the paper."""
 
     def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
@@ -89,7 +89,7 @@ class Geometric(_Planned):
 
 
 @dataclass(frozen=True)
-class WaterFilling(_Planned):
+class WaterFilling(Planned):
     """λ_t = min(λ_T, θ_t): one level θ falls geometrically from the largest variance to λ_0, and takes along what stands above it.
 
     What was measured well stays as it was measured until the rest has become as good, where the geometric path makes it better from the
