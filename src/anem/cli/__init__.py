@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
+from itertools import takewhile
 from typing import Annotated
 
 import tyro
@@ -76,11 +79,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Restore | LogProb | Estimate | Diagnose | Audit | Models | Train | Bench:
-    """The command that the arguments describe; exits with code 2 (0 after help) if they do not parse."""
-    config = (FlagCreatePairsOff,)
-    if arguments[0] in COMMANDS:
-        return tyro.cli(COMMANDS[arguments[0]], args=arguments[1:], prog=f"anem {arguments[0]}", config=config)
-    return tyro.cli(Command, args=arguments, prog="anem", description=ABOUT, config=config)
+    """The command that the arguments describe; exits with code 0 after help.
+
+    Raises:
+        ValueError: they do not parse.
+    """
+    known = arguments[0] in COMMANDS
+    prog = f"anem {arguments[0]}" if known else "anem"
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            if known:
+                return tyro.cli(COMMANDS[arguments[0]], args=arguments[1:], prog=prog, config=(FlagCreatePairsOff,))
+            return tyro.cli(Command, args=arguments, prog=prog, description=ABOUT, config=(FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{_gist(said.getvalue())} (see {prog} --help)") from None
+
+
+def _gist(framed: str) -> str:
+    """The first paragraph of what tyro says in a frame; all of it if there is no frame."""
+    inside = [line.strip("│ ") for line in framed.splitlines() if line.startswith("│")]
+    return " ".join(takewhile(lambda line: not line.startswith("─"), inside)) or framed
 
 
 def one_line(error: Exception) -> str:
