@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anem.covariance import Covariance, as_basis
+from anem.bases import as_basis
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.gaussian import make_mixture, make_power_law_gaussian, make_skewed
 from anem.likelihood import (

@@ -10,6 +10,7 @@ import torch
 from bench_digits import made_up_digits
 from PIL import Image
 
+from anem.bases import Mixed
 from anem.bench import harness, recipe
 from anem.bench.harness import run_bench
 from anem.bench.recipe import NOISE, Size
@@ -18,7 +19,7 @@ from anem.bench.recipe_network import RecipeConfig, RecipeNetwork
 from anem.bench.turns import Point, next_goal
 from anem.calibrate import calibrate
 from anem.corruptions import draw_covariances
-from anem.covariance import Covariance, Mixed
+from anem.covariance import Covariance
 from anem.data import MNIST_SPLITS
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from anem.bases import Fourier, Mixed, Pixel
 from anem.bench.reference import ComplexFourier, PlainNetwork, plain_basis
 from anem.corruptions import NoiseConfig, draw_covariances
-from anem.covariance import Fourier, Mixed, Pixel
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from anem.bases import Mixed
 from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, draw_covariances
-from anem.covariance import Covariance, Mixed
+from anem.covariance import Covariance
 from anem.statistics import DataStatistics
 
 STATISTICS = DataStatistics(1, 12, 16)

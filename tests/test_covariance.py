@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anem.covariance import Basis, BlockDCT, Covariance, Fourier, Mixed, Pixel, as_basis
+from anem.bases import Basis, BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.covariance import Covariance
 from anem.random import generators_for
 
 SIZES = [(4, 4), (4, 8), (8, 12)]

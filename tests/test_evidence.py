@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from anem.covariance import Fourier
+from anem.bases import Fourier
 from anem.operators import GaussianBlur, Identity, Inpainting, KernelBlur, MotionBlur, SuperResolution, inside_box
 from anem.statistics import DataStatistics
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from anem.covariance import Covariance, as_basis
+from anem.bases import as_basis
+from anem.covariance import Covariance
 from anem.gaussian import make_power_law_gaussian, make_skewed
 from anem.losses import dual_score_loss, fokker_planck_residuals
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from anem.covariance import BlockDCT, Covariance, Fourier, Mixed, Pixel, as_basis
+from anem.bases import BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.gaussian import MAX_DENSE, Gaussian, GaussianMixture, basis_matrix, make_mixture, make_power_law_gaussian, make_skewed
 from anem.statistics import DataStatistics

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from anem.covariance import BlockDCT, Covariance, Fourier, Mixed, Pixel, as_basis
+from anem.bases import BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics

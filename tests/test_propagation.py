@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from anem.covariance import Covariance, as_basis
+from anem.bases import as_basis
+from anem.covariance import Covariance
 from anem.gaussian import IndependentPixels
 from anem.marginal import ScalarMixture
 from anem.propagation import propagate

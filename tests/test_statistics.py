@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anem.covariance import BlockDCT, Covariance, Fourier, Mixed, Pixel
+from anem.bases import BlockDCT, Fourier, Mixed, Pixel
+from anem.covariance import Covariance
 from anem.statistics import VARIANCE_FLOOR, DataStatistics
 
 F64 = torch.zeros((), dtype=torch.float64)

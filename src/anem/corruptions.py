@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from anem.covariance import BlockDCT, Covariance, Mixed, as_basis
+from anem.bases import BlockDCT, Mixed, as_basis
+from anem.covariance import Covariance
 from anem.statistics import DataStatistics
 
 __all__ = ["FAMILIES", "Family", "NoiseBatch", "NoiseConfig", "NoiseDraw", "draw_covariances"]

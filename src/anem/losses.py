@@ -13,7 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from anem.covariance import Covariance, coherence
+from anem.bases import coherence
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.network import EnergyNetwork, TrainingGradients
 from anem.random import Generators, uniform

@@ -31,7 +31,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from anem.covariance import Basis, Covariance, Pixel, coherence
+from anem.bases import Basis, Pixel, coherence
+from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet

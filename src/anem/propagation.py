@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.covariance import Basis
+from anem.bases import Basis
 from anem.statistics import DataStatistics
 
 __all__ = ["Propagation", "propagate"]

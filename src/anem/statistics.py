@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from anem.covariance import Basis, BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.bases import Basis, BlockDCT, Fourier, Mixed, Pixel, as_basis
 from anem.marginal import ScalarMixture
 
 __all__ = ["VARIANCE_FLOOR", "DataStatistics"]

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, silu
 
-from anem.covariance import Basis, Covariance, Fourier, Mixed, Pixel
+from anem.bases import Basis, Fourier, Mixed, Pixel
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.network import TrainingGradients
 from anem.statistics import DataStatistics

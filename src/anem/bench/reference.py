@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anem.covariance import Basis, Covariance, Fourier, Mixed
+from anem.bases import Basis, Fourier, Mixed
+from anem.covariance import Covariance
 from anem.marginal import ScalarMixture
 from anem.network import EnergyNetwork, TrainingGradients
 from anem.nn.embedding import CovarianceEmbedding

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anem.bases import as_basis
 from anem.bench.harness import Context
-from anem.covariance import Covariance, as_basis
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.gaussian import Gaussian, GaussianMixture, MixturePosterior, basis_matrix, make_mixture, make_power_law_gaussian
 from anem.operators import Observation

@@ -10,10 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from anem.bases import Pixel
 from anem.bench.harness import Context
 from anem.bench.sampling_curves import CALLS, FEW, MANY, MOST, WITHIN, Curve, curves_of, measure, ratio, report_changes
 from anem.bench.sampling_law import drawn_law, exact_law
-from anem.covariance import Covariance, Pixel
+from anem.covariance import Covariance
 from anem.gaussian import GaussianMixture, MixturePosterior, make_mixture
 from anem.metrics import Statistic, mean_statistic, psnr
 from anem.operators import Observation

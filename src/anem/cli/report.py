@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
-from anem.covariance import Pixel
+from anem.bases import Pixel
 from anem.images import save_image
 from anem.metrics import psnr
 from anem.operators import LinearOperator

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.covariance import Basis, BlockDCT, Covariance, Fourier, Mixed, Pixel
+from anem.bases import Basis, BlockDCT, Fourier, Mixed, Pixel
+from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation
 from anem.gaussian.posterior import MAX_DENSE, GaussianPosterior, MixturePosterior, basis_matrix
 from anem.statistics import VARIANCE_FLOOR, DataStatistics

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.covariance import Basis, Covariance, Mixed
+from anem.bases import Basis, Mixed
+from anem.covariance import Covariance
 
 __all__ = ["MAX_DENSE", "GaussianPosterior", "MixturePosterior", "basis_matrix"]
 

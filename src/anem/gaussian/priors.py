@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from anem.covariance import Covariance, Fourier
+from anem.bases import Fourier
+from anem.covariance import Covariance
 from anem.gaussian.energies import Gaussian, GaussianMixture
 from anem.gaussian.posterior import GaussianPosterior
 

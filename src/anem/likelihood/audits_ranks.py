@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.covariance import Covariance, Pixel
+from anem.bases import Pixel
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.likelihood.audits import Check
 from anem.likelihood.chunks import chunks

@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from anem.bases import as_basis
 from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
-from anem.covariance import Covariance, as_basis
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
 from anem.likelihood.audits_ranks import audit_ranks

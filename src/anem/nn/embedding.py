@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anem.covariance import Basis, BlockDCT, Fourier, Mixed, Pixel
+from anem.bases import Basis, BlockDCT, Fourier, Mixed, Pixel
 from anem.nn.functional import GradientScope, silu
 from anem.nn.layers import Conv
 

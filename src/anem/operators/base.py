@@ -31,7 +31,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anem.covariance import Basis, Covariance
+from anem.bases import Basis
+from anem.covariance import Covariance
 from anem.random import Generators, normal
 from anem.statistics import VARIANCE_FLOOR, DataStatistics
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anem.covariance import Fourier
+from anem.bases import Fourier
 from anem.operators.base import LinearOperator
 
 __all__ = ["Blur", "Convolution", "GaussianBlur", "KernelBlur", "MotionBlur"]

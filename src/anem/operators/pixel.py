@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anem.covariance import Pixel
+from anem.bases import Pixel
 from anem.operators.base import LinearOperator
 from anem.random import Generators
 

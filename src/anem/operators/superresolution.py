@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anem.covariance import BlockDCT
+from anem.bases import BlockDCT
 from anem.operators.base import LinearOperator
 from anem.operators.blur import Blur
 

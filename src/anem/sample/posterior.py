@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anem.covariance import Basis, Covariance, Pixel, as_basis
+from anem.bases import Basis, Pixel, as_basis
+from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.operators import LinearOperator, Observation
 from anem.random import generators_for
