@@ -9,9 +9,10 @@ from PIL import Image
 
 from anem.baselines import DAPS, DPS, Composition, ConditionalConfig, ConditionalNetwork, PaperSampler, REDDiff
 from anem.bench import compare, harness
-from anem.bench.compare import METHODS, TASKS, Counted, Size
+from anem.bench.compare import Size
 from anem.bench.compare_data import Images
-from anem.bench.compare_methods import OURS, PRIORS, Method, find_prior
+from anem.bench.compare_methods import METHODS, OURS, PRIORS, Method, find_prior
+from anem.bench.compare_problem import TASKS, Counted, restore
 from anem.bench.compare_table import markdown
 from anem.bench.harness import Report, run_bench
 from anem.data import MNIST_SPLITS
@@ -21,6 +22,7 @@ from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Inpainting, make_operator
 from anem.random import generators_for
 from anem.sample import EnergyRestorer
+from anem.sample.chain import Diverged
 from anem.statistics import DataStatistics
 
 
@@ -37,7 +39,7 @@ def test_no_setting_costs_more_calls_than_allowed_and_none_much_less(name, calls
         used = {"DPS": calls, "RED-Diff": calls}.get(name)
         try:
             restorer(m, operator, 0.1, generators_for([1, 2, 3]))
-        except compare.Diverged:
+        except Diverged:
             continue
         assert counted.rows % 3 == 0
         assert (0.65 * calls if used is None else used) <= counted.rows / 3 <= calls, setting
@@ -109,7 +111,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_p
     assert Image.open(tmp_path / "out" / "blur-6-calls.png").width > 4 * 28
     table = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert table.count("| RED-Diff |") == 1 and "* RED-Diff: PSNR" in table
-    monkeypatch.setattr(compare, "_restore", None)  # whatever calls it fails
+    monkeypatch.setattr(compare, "restore", None)  # whatever calls it fails
     again = bench().figures
     assert {k: f for k, f in again.items() if "prior" not in k} == {k: f for k, f in figures.items() if "prior" not in k}
 
@@ -167,8 +169,7 @@ def test_a_method_that_breaks_down_is_a_row_without_figures(bench, monkeypatch):
     def broken(method, setting, model, problem, calls):
         return None if "lr" in setting else restore(method, setting, model, problem, calls)
 
-    restore = compare._restore
-    monkeypatch.setattr(compare, "_restore", broken)
+    monkeypatch.setattr(compare, "restore", broken)
     figures = bench().figures
     assert figures["blur, 6 calls/RED-Diff/setting"].value.endswith("diverged")
     assert "blur, 6 calls/RED-Diff/PSNR" not in figures and f"blur, 6 calls/{OURS}/PSNR" in figures

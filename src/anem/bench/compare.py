@@ -17,11 +17,8 @@ network for the task. Needs ``make data``.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,56 +27,19 @@ from torch import Tensor
 
 from anem.baselines import ConditionalNetwork
 from anem.bench.compare_data import Images
-from anem.bench.compare_methods import METHODS, OURS, Method, find_prior
+from anem.bench.compare_judge import Judge
+from anem.bench.compare_methods import METHODS, OURS, find_prior
+from anem.bench.compare_problem import TASKS, Model, Problem, Restored, restore
 from anem.bench.compare_table import write_table
 from anem.bench.harness import Context
 from anem.bench.intervals import report_interval
-from anem.covariance import Covariance
-from anem.energy import EnergyModel, Evaluation, NotFinite
 from anem.hub import load
 from anem.images import save_image
-from anem.metrics import (
-    DISTS,
-    LPIPS,
-    DigitClassifier,
-    Inception,
-    Statistic,
-    bootstrap,
-    consistency,
-    diversity,
-    kernel_statistic,
-    mean_statistic,
-    psnr,
-    ssim,
-)
-from anem.operators import LinearOperator, make_operator
-from anem.random import generators_for
-from anem.sample.chain import Diverged
+from anem.metrics import bootstrap, diversity, mean_statistic
 from anem.sheet import Row, contact_sheet
-from anem.statistics import VARIANCE_FLOOR
 
-__all__ = ["BAYESIAN", "TASKS", "Counted", "Size", "Task", "run"]
+__all__ = ["BAYESIAN", "Size", "run"]
 
-
-@dataclass(frozen=True)
-class Task:
-    """A degradation: arguments of :func:`make_operator`, and the standard deviation of the noise."""
-
-    name: str
-    settings: Mapping[str, Any]
-    sigma: float = VARIANCE_FLOOR**0.5
-
-
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        "box": Task("inpaint-box", {"box": 20}),
-        "random": Task("inpaint-random", {"missing": 0.8}),
-        "blur": Task("deblur", {"kernel_size": 8, "std": 0.8}, 0.01),
-        "strong-blur": Task("deblur", {"kernel_size": 16, "std": 2.0}, 0.01),
-        "x4": Task("sr4", {}),
-    }
-)
-"""Tasks by the names of ``--tasks``: centre box 20 of 28, 80 % of pixels missing, Gaussian blurs of std 0.8 and 2, ×4 super-resolution."""
 
 BAYESIAN = ("DPS", "DAPS", "composition")
 """Baselines that draw from a posterior, more or less."""
@@ -110,118 +70,6 @@ class Size:
         return cls(restored={10: 4}, tasks=("box", "blur"), settings=2, tuning=2, reference=64, diverse=2, shown=4)
 
 
-class Counted(EnergyModel):
-    """A model that counts calls by image: ``rows`` images were looked at so far."""
-
-    def __init__(self, model: EnergyModel) -> None:
-        super().__init__()
-        self.model, self.statistics, self.rows = model, model.statistics, 0
-
-    def energy(self, y: Tensor, cov: Covariance) -> Tensor:
-        self.rows += len(y)
-        return self.model.energy(y, cov)
-
-    def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
-        self.rows += len(y)
-        return self.model(y, cov)
-
-
-class CountedNetwork(ConditionalNetwork):
-    """A conditional network with the same weights that counts its calls by image."""
-
-    def __init__(self, network: ConditionalNetwork) -> None:
-        super().__init__(network.config, network.problem, network.statistics)
-        self.load_state_dict(network.state_dict())
-        self.eval().requires_grad_(False)
-        self.rows = 0
-
-    def forward(self, seen: Tensor, x: Tensor, level: Tensor) -> Tensor:
-        self.rows += len(x)
-        return super().forward(seen, x, level)
-
-
-Model = EnergyModel | ConditionalNetwork
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """Images of a task with their measurements and one seed each."""
-
-    task: Task
-    x: Tensor
-    measurement: Tensor
-    operator: LinearOperator
-    seeds: list[int]
-
-    @classmethod
-    def of(cls, task: Task, x: Tensor, seed: int) -> _Problem:
-        seeds = [seed + i for i in range(len(x))]
-        mask = {"seed": seeds} if task.name == "inpaint-random" else {}
-        # Boxes are given for 28 pixels.
-        box = {"box": round(task.settings["box"] * min(x.shape[-2:]) / 28)} if "box" in task.settings else {}
-        operator = make_operator(task.name, x.shape, **{**task.settings, **box}, **mask)
-        return cls(task, x, operator.measure(x, task.sigma, generators_for(seeds)), operator, seeds)
-
-
-@dataclass(frozen=True, eq=False)
-class _Restored:
-    """Restorations (B, C, H, W), and their cost for one image."""
-
-    x: Tensor
-    calls: float
-    seconds: float
-
-
-def _restore(method: Method, setting: str, model: Model, problem: _Problem, calls: int) -> _Restored | None:
-    """One sample an image, or None where the method breaks down."""
-    counted = Counted(model) if isinstance(model, EnergyModel) else CountedNetwork(model)
-    restorer, start = method.settings[setting](counted, calls), time.perf_counter()
-    try:
-        x = restorer(problem.measurement, problem.operator, problem.task.sigma, generators_for(problem.seeds))[0]
-    except (Diverged, NotFinite):
-        return None
-    spent = time.perf_counter() - start
-    return _Restored(x, counted.rows / len(x), spent / len(x)) if bool(torch.isfinite(x).all()) else None
-
-
-class _Judge:
-    """All measures of quality, each a number an image; what needs absent weights is left out."""
-
-    def __init__(self, data: Path, model: EnergyModel, reference: Tensor) -> None:
-        self.model = model
-        self.features: Callable[[Tensor], Tensor] | None = None
-        self.distances: dict[str, LPIPS | DISTS] = {}
-        self.missing: list[str] = []
-        try:
-            self.features = DigitClassifier.load().features if reference.shape[1:] == (1, 28, 28) else Inception(data)
-            self.reference = self.features(reference)
-        except ValueError as error:
-            self.missing.append(f"KID: {error}")
-        for name, kind in (("LPIPS", LPIPS), ("DISTS", DISTS)):
-            try:
-                self.distances[name] = kind(data)
-            except ValueError as error:
-                self.missing.append(f"{name}: {error}")
-
-    @torch.no_grad()
-    def scores(self, x: Tensor, problem: _Problem) -> dict[str, Tensor]:
-        """By name, (B,) each, of restorations (B, C, H, W)."""
-        shown = x.clamp(0, 1)
-        out = {"PSNR": psnr(shown, problem.x), "SSIM": ssim(shown, problem.x)}
-        out |= {name: distance(shown, problem.x) for name, distance in self.distances.items()}
-        out["distance to m (σ)"] = consistency(x, problem.measurement, problem.operator, problem.task.sigma)
-        cov = Covariance.white(1e-4, x.shape, like=x)
-        noise = cov.sample(generators_for(problem.seeds))
-        energies = [-self.model.log_prob(z + noise, cov) for z in (shown, problem.x)]
-        out["energy above the truth's (nats/dim)"] = (energies[0] - energies[1]) / x[0].numel()
-        return out
-
-    @torch.no_grad()
-    def kernel(self, x: Tensor) -> Statistic | None:
-        """KID to the reference as a statistic of image weights, in the features of the digit classifier or, for other images, Inception."""
-        return None if self.features is None else kernel_statistic(self.features(x.clamp(0, 1)), self.reference)
-
-
 def run(context: Context) -> None:
     """Every task at every number of calls: tuning, restoration, judgement, differences; then the table."""
     size = Size.quick() if context.quick else Size()
@@ -232,13 +80,13 @@ def run(context: Context) -> None:
     models = _priors(context, names, tasks)
     judged = max(size.restored.values())
     images = Images.of(context.dataset, context.data, context.split, size.tuning, judged, size.reference)
-    judge = _Judge(context.data, load(context.model), images.reference)
+    judge = Judge(context.data, load(context.model), images.reference)
     if judge.missing:
         context.figure("left out", "; ".join(judge.missing))
     for calls, count in size.restored.items():
         for name in tasks:
-            practice = _Problem.of(TASKS[name], images.tuning, context.seed)
-            problem = _Problem.of(TASKS[name], images.judged[:count], context.seed)
+            practice = Problem.of(TASKS[name], images.tuning, context.seed)
+            problem = Problem.of(TASKS[name], images.judged[:count], context.seed)
             where, restored = f"{name}, {calls} calls", {}
             for method in (m for m in names if (m, name) in models):
                 model = models[method, name]
@@ -285,13 +133,13 @@ def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) ->
     return models
 
 
-def _tune(context: Context, judge: _Judge, where: str, method: str, model: Model, problem: _Problem, calls: int, settings: int) -> str:
+def _tune(context: Context, judge: Judge, where: str, method: str, model: Model, problem: Problem, calls: int, settings: int) -> str:
     """The setting with the least LPIPS (without its weights: the highest PSNR); every trial is a figure."""
     scores = {}
     for setting in list(METHODS[method].settings)[:settings]:
         key = f"{where}/tuning: {setting}"
         if not context.done(key):
-            restored = _restore(METHODS[method], setting, model, problem, calls)
+            restored = restore(METHODS[method], setting, model, problem, calls)
             values = {} if restored is None else judge.scores(restored.x, problem)
             context.figure(key, float(values.get("LPIPS", -values["PSNR"]).mean()) if values else "diverged")
         value = context.report.figures[key].value
@@ -301,21 +149,21 @@ def _tune(context: Context, judge: _Judge, where: str, method: str, model: Model
 
 def _result(
     context: Context,
-    judge: _Judge,
+    judge: Judge,
     where: str,
     method: str,
     setting: str,
     model: Model,
-    problem: _Problem,
+    problem: Problem,
     calls: int,
     size: Size,
-) -> _Restored | None:
+) -> Restored | None:
     """Restorations and their figures; those of an interrupted run are read back."""
     file = context.out / "restored" / f"{where.replace('/', '-').replace(', ', '-').replace(' ', '-')}.safetensors"
     if context.done(f"{where}/diversity") and file.exists():
         kept = load_file(file)
-        return _Restored(kept["x"], float(kept["cost"][0]), float(kept["cost"][1]))
-    restored = _restore(METHODS[method], setting, model, problem, calls)
+        return Restored(kept["x"], float(kept["cost"][0]), float(kept["cost"][1]))
+    restored = restore(METHODS[method], setting, model, problem, calls)
     context.figure(f"{where}/setting", setting if restored is not None else f"{setting}: diverged")
     if restored is None:
         return None
@@ -329,14 +177,14 @@ def _result(
     if kernel is not None:
         context.figure(f"{where}/KID", float(kernel(torch.ones(1, len(restored.x), dtype=torch.float64))))
     few = slice(0, size.diverse)
-    part = _Problem.of(problem.task, problem.x[few], context.seed)
-    again = _restore(METHODS[method], setting, model, replace(part, seeds=[s + 10_000_000 for s in part.seeds]), calls)
+    part = Problem.of(problem.task, problem.x[few], context.seed)
+    again = restore(METHODS[method], setting, model, replace(part, seeds=[s + 10_000_000 for s in part.seeds]), calls)
     spread = float("nan") if again is None else float(diversity(torch.stack([restored.x[few], again.x])).mean())
     context.figure(f"{where}/diversity", spread)
     return restored
 
 
-def _differences(context: Context, judge: _Judge, where: str, restored: dict[str, Tensor], problem: _Problem) -> None:
+def _differences(context: Context, judge: Judge, where: str, restored: dict[str, Tensor], problem: Problem) -> None:
     """Ours minus each of the others, with paired intervals."""
     if OURS not in restored:
         return
@@ -362,7 +210,7 @@ def _differences(context: Context, judge: _Judge, where: str, restored: dict[str
         context.figure(f"{where}/DISTS, ours over the best Bayesian baseline", ratio, aim="≤ 0.5", quick=False)
 
 
-def _picture(context: Context, where: str, restored: dict[str, Tensor], problem: _Problem, shown: int) -> None:
+def _picture(context: Context, where: str, restored: dict[str, Tensor], problem: Problem, shown: int) -> None:
     """Rows images, columns methods."""
     columns = {"truth": problem.x, "measurement": problem.operator.visualise(problem.measurement)} | restored
     rows = [Row(f"image {i}", torch.stack([x[i] for x in columns.values()])) for i in range(min(shown, len(problem.x)))]
