@@ -23,6 +23,7 @@ from torch import Tensor
 from anem.bench.digits import VARIANCES, basis_differences
 from anem.bench.harness import Context, write_json
 from anem.bench.variants import VARIANTS, Variant, train_variant
+from anem.corruptions import NoiseConfig
 from anem.data import load_dataset, mnist
 from anem.likelihood import immse_slope
 from anem.losses import dual_score_loss
@@ -56,7 +57,10 @@ def run(context: Context) -> None:
 
 
 def training(context: Context) -> TrainConfig:
-    """What all variants share: the schedule of the bundled model, cut off early."""
+    """What all variants share: the schedule of the bundled model, cut off early, in compiled steps with rounded convolutions.
+
+    That is three times as fast where the processor has AMX (docs/notes/speed.md), and wants a C++ compiler.
+    """
     quick = context.quick
     images = context.images or (128 if quick else IMAGES)
     return TrainConfig(
@@ -65,6 +69,9 @@ def training(context: Context) -> TrainConfig:
         images=images,
         batch_size=32,
         statistics_images=64 if quick else 55_000,
+        precision="float32" if quick else "bfloat16",
+        compile=not quick,
+        noise=NoiseConfig(stratified=True),
         model=ModelConfig("small"),
         data=mnist("train", str(context.data / "mnist.npz")),
         optimiser=OptimiserConfig(learning_rate=2e-3, warmup_images=4_000, decay_start=100_000),

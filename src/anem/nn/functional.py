@@ -22,10 +22,18 @@ _EPSILON = 1e-5
 
 
 class GradientScope:
-    """Which gradients a backward pass over one network is asked for. Shared by the layers of that network."""
+    """Which gradients a backward pass over one network is asked for, and the precision of its convolutions (None: that of their input).
+
+    Shared by the layers of that network.
+    """
 
     def __init__(self) -> None:
         self.weights = self.again = True
+        self.precision: torch.dtype | None = None
+
+    def round(self, *tensors: Tensor | None) -> list[Any]:
+        """The tensors in the precision of convolutions."""
+        return [x if x is None or self.precision is None else x.to(self.precision) for x in tensors]
 
     @contextmanager
     def inputs_only(self, again: bool = True) -> Iterator[None]:
@@ -58,7 +66,8 @@ class _Conv(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scope: GradientScope) -> Tensor:
         ctx.save_for_backward(x if scope.again else None, weight)
         ctx.scope = scope
-        return torch.conv2d(x, weight, bias, padding=_padding(weight))
+        rounded, kernel, shift = scope.round(x, weight, bias)
+        return torch.conv2d(rounded, kernel, shift, padding=_padding(weight)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -83,7 +92,7 @@ class _ConvInput(torch.autograd.Function):
         # Never read: its layout alone decides that of the result.
         shape = (grad.shape[0], weight.shape[1], *grad.shape[2:])
         x = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-        return _backward(grad, x, weight, [True, False, False])[0]
+        return _backward(*scope.round(grad, x, weight), [True, False, False])[0].to(grad.dtype)
 
     @staticmethod
     def backward(ctx, v: Tensor):
@@ -104,7 +113,7 @@ class _ConvWeight(torch.autograd.Function):
     def forward(ctx, grad: Tensor, x: Tensor, weight: Tensor, scope: GradientScope) -> Tensor:
         ctx.save_for_backward(grad, x)
         ctx.scope = scope
-        return _backward(grad, x, weight, [False, True, False])[1]
+        return _backward(*scope.round(grad, x, weight), [False, True, False])[1].to(grad.dtype)
 
     @staticmethod
     def backward(ctx, v: Tensor):

@@ -154,7 +154,10 @@ class TrainConfig:
         statistics_images: images used to fit mean and variances.
         max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
         threads: CPU threads of torch; 0 leaves torch's choice.
+        precision: of the convolutions while training. ``bfloat16`` rounds their inputs and results to 8 bits; sums, weights, averages and
+            everything else stay float32. Pays where the processor multiplies it natively (AMX, AVX-512 BF16).
         capture: on one CUDA device, run the step as a CUDA graph. Wants ``noise.stratified``, which keeps its shapes the same.
+        compile: on one CPU process, compile the step to machine code: minutes once. Wants ``noise.stratified`` and a C++ compiler.
         device: ``auto`` takes an accelerator if there is one.
     """
 
@@ -172,7 +175,9 @@ class TrainConfig:
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     capture: bool = False
+    compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -193,8 +198,11 @@ class TrainConfig:
                 raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
         if self.covariance_term == "fokker_planck" and self.capture:
             raise ValueError("capture: wanted covariance_term 'matching' or 'sliced', got 'fokker_planck'")
-        if self.capture and not self.noise.stratified:
-            raise ValueError("capture: wanted noise.stratified = true, so that every step has the same shapes")
+        for name in (name for name in ("capture", "compile") if getattr(self, name)):
+            if not self.noise.stratified:
+                raise ValueError(f"{name}: wanted noise.stratified = true, so that every step has the same shapes")
+        if self.compile and (self.covariance_term != "matching" or self.accumulation > 1):
+            raise ValueError("compile: wanted covariance_term 'matching' (no random numbers in the loss) and accumulation 1")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: wanted a divisor of batch_size {self.batch_size}, got {self.accumulation}")
 

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,76 +23,20 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from anem.corruptions import NoiseBatch
-from anem.covariance import Covariance
+from anem.network import EnergyNetwork
 from anem.random import normal
 from anem.train.callbacks import Callback, StepRecord, default_callbacks
 from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState
 from anem.train.config import TrainConfig, to_dict
 from anem.train.ema import EMA
 from anem.train.parts import Parts, build_parts, draw_held_out, fit_statistics, seed_from
+from anem.train.step import LossModule, fast_step
 
 __all__ = ["NonFiniteLoss", "train"]
 
 
 class NonFiniteLoss(RuntimeError):
     """A loss or gradient became NaN or infinite; the last checkpoint was written before and is good."""
-
-
-class _Loss(nn.Module):
-    """The loss as a module's output: a distributed wrapper sees one forward, and its double backward is exact."""
-
-    def __init__(self, model: nn.Module, loss: Callable[..., Any], weight: float) -> None:
-        super().__init__()
-        self.model, self.loss, self.weight = model, loss, weight
-
-    def forward(self, x: Tensor, cov: Any, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        terms = self.loss(self.model, x, cov, noise, self.weight)
-        return terms.total, terms.a_dsm.detach(), terms.a_csm.detach()
-
-
-class _Captured:
-    """Loss and gradients of one step as a CUDA graph: hundreds of small kernels then cost one launch.
-
-    A graph works on fixed memory and shapes, so it serves the one mixture of bases it was captured with; others run as usual.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.name = module, ""
-
-    def __call__(self, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The losses; gradients are left in the parameters."""
-        if not self.name:
-            self._capture(x, cov, noise)
-        if cov.basis.name != self.name or x.shape != self.inputs[0].shape:
-            for p in self.module.parameters():
-                p.grad = None
-            losses = self.module(x, cov, noise)
-            losses[0].backward()
-            return losses
-        for p, grad in self.gradients:
-            p.grad = grad
-        for static, new in zip(self.inputs, (x, cov.values, noise), strict=True):
-            static.copy_(new)
-        self.graph.replay()
-        return self.losses
-
-    def _capture(self, x: Tensor, cov: Covariance, noise: Tensor) -> None:
-        self.name = cov.basis.name
-        self.inputs = [x.clone(), cov.values.clone(), noise.clone()]
-        static = Covariance(self.inputs[1], cov.basis, check=False)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.module(self.inputs[0], static, self.inputs[2])[0].backward()
-        torch.cuda.current_stream().wait_stream(stream)
-        for p in self.module.parameters():
-            p.grad = None
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.losses = self.module(self.inputs[0], static, self.inputs[2])
-            self.losses[0].backward()
-        self.gradients = [(p, p.grad) for p in self.module.parameters()]
 
 
 @contextlib.contextmanager
@@ -152,12 +96,16 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
         state.load(snapshot)
         for moments in optimiser.state.values():  # the fused optimiser wants its step counts beside the parameters
             moments["step"] = moments["step"].to(accelerator.device if fused else "cpu")
-    module = accelerator.prepare_model(_Loss(model.train(), parts.loss, config.weight))
+    if config.precision == "bfloat16":
+        if not isinstance(model, EnergyNetwork):
+            raise ValueError(f"precision: 'bfloat16' wants an EnergyNetwork, got {type(model).__name__}")
+        model.unet.scope.precision = torch.bfloat16  # of this network: the averaged one stays as it is
+    module = accelerator.prepare_model(LossModule(model.train(), parts.loss, config.weight))
     held_out = draw_held_out(config, parts)
     watchers = (default_callbacks(config) if callbacks is None else callbacks) if accelerator.is_main_process else ()
 
     statistics = copy.deepcopy(model.statistics).cpu()
-    captured = _Captured(module) if config.capture and pieces == 1 and accelerator.device.type == "cuda" else None
+    fast = fast_step(config, module, accelerator.device) if pieces == 1 else None
 
     def draw(step: int, piece: int) -> tuple[Tensor, NoiseBatch, Tensor]:
         """Images, covariances and white noise of one piece of one step, a function of the arguments alone."""
@@ -186,18 +134,18 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
             at_end.callback(watcher.on_end, state)
         while state.images < config.images:
             # One optimiser step: the pieces of the batch that belong to this process, then Adam and the average.
-            if not captured:
+            if not fast:
                 optimiser.zero_grad(set_to_none=True)
             losses, suspects = torch.zeros(3), []
             for k in range(config.accumulation):
                 piece = accelerator.process_index * config.accumulation + k
                 x, noise, eps = ahead.result() if ahead else draw(state.step, piece)
-                if captured:
+                if config.capture and fast:
                     ahead = background.submit(draw, state.step + 1, piece)
                 torch.manual_seed(seed_from(config.seed, state.step, piece, "dropout"))
                 inputs = x.to(accelerator.device), noise.cov.to(accelerator.device), eps.to(accelerator.device)
-                if captured:
-                    total, a_dsm, a_csm = captured(*inputs)
+                if fast:
+                    total, a_dsm, a_csm = fast(*inputs)
                 else:
                     with contextlib.nullcontext() if k == config.accumulation - 1 else accelerator.no_sync(module):
                         total, a_dsm, a_csm = module(*inputs)
