@@ -16,10 +16,10 @@ from anem.statistics import DataStatistics
 from anem.train import TrainConfig, train
 from anem.train.config import CheckpointConfig, EvaluationConfig, LogConfig, ModelConfig
 from anem.train.parts import Parts, loss_function, network_config
-from anem.train.step import CompiledStep, LossModule, fast_step, record
+from anem.train.step import CompiledStep, LossModule, fast_step
 
 SHAPE = (6, 1, 8, 8)
-NOISE = NoiseConfig(stratified=True)
+NOISE = NoiseConfig(stratified=True, only=("white", "white-dct2"))
 
 
 def images(seed: int) -> torch.Tensor:
@@ -74,27 +74,11 @@ def test_a_recorded_step_is_the_step_for_other_weights_and_other_data(form):
         assert (p.grad is None) == (gradients[name] is None), name
         if p.grad is not None:
             torch.testing.assert_close(gradients[name], p.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_another_mixture_of_bases_runs_as_usual():
-    a = module()
-    step = CompiledStep(a, eager)
-    step(*batch(1))
-    x, cov, noise = batch(2)
-    got = step(x[:3], cov[:3], noise[:3])
-    gradients = [p.grad.clone() for p in a.parameters()]
-    a.zero_grad()
-    a(x[:3], cov[:3], noise[:3])[0].backward()
-    assert float(got[0].detach()) > 0
-    for p, gradient in zip(a.parameters(), gradients, strict=True):
-        torch.testing.assert_close(p.grad, gradient)
-
-
-def test_the_recorded_graph_takes_and_gives_flat_lists():
-    graph, trained = record(module(), *batch(1))
-    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    assert len(inputs) == len(dict(module().named_parameters())) + 3
-    assert len(next(iter(reversed(graph.graph.nodes))).args[0]) == 3 + len(trained)
+    # Another mixture of bases than the recorded one runs as usual.
+    x, cov, noise = (part[:3] for part in batch(2))
+    got = step(x, cov, noise)[0].detach()
+    torch.testing.assert_close(got, a(x, cov, noise)[0].detach())
+    assert a.model.unet.leave.weight.grad.norm() > 0
 
 
 def test_a_compiled_step_wants_a_compiler_and_no_dropout(monkeypatch):
@@ -204,11 +188,10 @@ def test_rounded_convolutions_are_the_convolutions_to_eight_bits_in_every_deriva
 
 
 def test_only_the_trained_network_is_rounded(tmp_path):
-    model = run(tmp_path, _Data(), 6, precision="bfloat16")
-    assert model.unet.scope.precision is None
-    x, cov, noise = batch(1, torch.float32)
-    assert not torch.equal(run(tmp_path / "other", _Data(), 6).unet.enter.weight, model.unet.enter.weight)
-    assert torch.isfinite(model.energy(x, cov)).all()
+    rounded, exact = run(tmp_path / "rounded", _Data(), 12, precision="bfloat16"), run(tmp_path / "exact", _Data(), 12)
+    assert rounded.unet.scope.precision is None
+    assert not torch.equal(rounded.unet.leave.weight, exact.unet.leave.weight)
+    torch.testing.assert_close(rounded.unet.leave.weight, exact.unet.leave.weight, rtol=0.05, atol=1e-4)
 
 
 def test_rounding_wants_the_network_of_this_package(tmp_path):
