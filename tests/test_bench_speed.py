@@ -3,13 +3,16 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from anem.bench import speed_estimators as est
 from anem.bench import speed_step
 from anem.bench.counts import make_workload
+from anem.bench.harness import Context, Report
 from anem.bench.reference import PlainNetwork
+from anem.bench.speed_recorded import recorded_steps, rounded_trainings
 from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
 from anem.losses import dual_score_loss
 from anem.network import NetworkConfig
@@ -94,3 +97,23 @@ def test_parts_of_the_batch_average_to_the_whole(workload, generator):
 def test_the_machine_has_rates():
     machine = Machine.measure(batch=1, shapes=((8, 8),), rounds=1)
     assert machine.convolution > 1e6 and machine.memory > 1e7
+
+
+def test_recorded_steps_are_the_step(tmp_path):
+    report = Report("speed", "c0ffee", 0, "anem bench speed")
+    w = make_workload(NetworkConfig.preset("tiny").override(channels=(4, 8), embedding=4, rounds=1), batch=6, side=8)
+    recorded_steps(Context(report, quick=True, out=tmp_path), w, 2, ("rounded",))
+    off = report.figures["train/small/rounded: gradient, relative difference to the step's"]
+    assert 1e-4 < off.value < 0.1 and off.holds
+    assert report.figures["train/small/rounded: images per second over the reference's"].value > 0
+
+
+def test_two_trainings_that_differ_by_rounding_alone(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(60_000, 28, 28, generator=generator) ** 4 * 255).byte().numpy()
+    labels = np.zeros(60_000, np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=images, y_train=labels, x_test=images[:9], y_test=labels[:9])
+    report = Report("speed", "c0ffee", 0, "anem bench speed")
+    rounded_trainings(Context(report, quick=False, out=tmp_path, data=tmp_path), images=64, judged=32)
+    ratio = report.figures["trainings/A-DSM with rounded convolutions over that"]
+    assert ratio.aim == "0.98–1.02" and ratio.value != 1.0 and abs(ratio.value - 1) < 0.1

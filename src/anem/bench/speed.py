@@ -6,6 +6,9 @@ Times are ratios within one run, measured in alternation; absolute numbers are o
   a step of A-DSM alone, and a step of an ordinary denoiser with the same U-Net in plain torch. The floor is the counted multiply-adds at
   the best rate of the network's own 3 × 3 convolutions plus the bytes of all other operations at the memory's rate; what fits the caches
   may beat the second part. "small" is the preset, "small with norm" has group norm in every block, whose plain second derivative is dear.
+  "compiled" and "rounded" are the trainer's ``compile`` and ``precision = "bfloat16"`` (:mod:`anem.bench.speed_recorded`; full run only,
+  which wants a C++ compiler): the first takes minutes once, the second pays where the processor multiplies bfloat16.
+* trainings: held-out losses of digits after the same images with and without rounding (full run only; wants ``make data``).
 * blind: the evidence of every (side of a box, σ in it) for one digit, against the energies alone.
 * growth: exponents of time and memory, fitted on three sizes.
 * memory: bytes alive at once, counted.
@@ -22,6 +25,7 @@ from anem.bench.counts import Workload, make_workload
 from anem.bench.harness import Context
 from anem.bench.speed_estimators import estimators
 from anem.bench.speed_plots import plot_growth, plot_step
+from anem.bench.speed_recorded import STEPS, recorded_steps, rounded_trainings
 from anem.bench.speed_step import Growth, blind_sweep, growth, memory, training_step
 from anem.network import NetworkConfig
 
@@ -45,6 +49,10 @@ def run(context: Context) -> None:
     normed = "small with norm"
     if not context.quick and not context.done(f"train/{normed}/multiply-adds alone at the peak over time"):
         training_step(context, make_workload(small.override(norm=GROUPS), batch=32, seed=context.seed), normed, rounds)
+    if not context.done(f"train/small/{STEPS[0]}: images per second over the reference's"):
+        recorded_steps(context, workload, rounds, STEPS[:1] if context.quick else STEPS)
+    if not context.quick and not context.done("trainings/A-CSM with rounded convolutions over that"):
+        rounded_trainings(context)
     few = _first(workload, 8)
     if not context.done("memory/network call over training step"):
         memory(context, few)
