@@ -6,8 +6,8 @@ Times are ratios within one run, measured in alternation; absolute numbers are o
   a step of A-DSM alone, and a step of an ordinary denoiser with the same U-Net in plain torch. The floor is the counted multiply-adds at
   the best rate of the network's own 3 × 3 convolutions plus the bytes of all other operations at the memory's rate; what fits the caches
   may beat the second part. "small" is the preset, "small with norm" has group norm in every block, whose plain second derivative is dear.
-  "compiled" and "rounded" are the trainer's ``compile`` and ``precision = "bfloat16"`` (:mod:`anem.bench.speed_recorded`; full run only,
-  which wants a C++ compiler): the first takes minutes once, the second pays where the processor multiplies bfloat16.
+  "rounded" and "compiled" are the trainer's ``precision = "bfloat16"`` and ``compile`` (:mod:`anem.bench.speed_recorded`): the first pays
+  where the processor multiplies bfloat16, the second takes minutes once, so a quick run leaves it out, and wants a C++ compiler.
 * trainings: held-out losses of digits after the same images with and without rounding (full run only; wants ``make data``).
 * blind: the evidence of every (side of a box, σ in it) for one digit, against the energies alone.
 * growth: exponents of time and memory, fitted on three sizes.
