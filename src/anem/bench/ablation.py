@@ -59,7 +59,7 @@ def run(context: Context) -> None:
 def training(context: Context) -> TrainConfig:
     """What all variants share: the schedule of the bundled model, cut off early, in compiled steps with rounded convolutions.
 
-    That is three times as fast where the processor has AMX (docs/notes/speed.md), and wants a C++ compiler.
+    That is more than twice as fast where the processor has AMX (docs/notes/speed.md), and wants a C++ compiler.
     """
     quick = context.quick
     images = context.images or (128 if quick else IMAGES)

@@ -5,19 +5,20 @@ A recording has fixed shapes, so it serves the one mixture of bases it was made 
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from anem.covariance import Covariance
 from anem.train.config import TrainConfig
 
-__all__ = ["CapturedStep", "CompiledStep", "LossModule", "fast_step", "record"]
+__all__ = ["CapturedStep", "CompiledStep", "LossModule", "cpp_compiler", "fast_step", "record"]
 
 
 class LossModule(nn.Module):
@@ -99,8 +100,7 @@ class CompiledStep:
             parameters[name].grad = gradient
         return total, a_dsm, a_csm
 
-    def _inputs(self, *batch: Any) -> list[Tensor]:
-        x, cov, noise = batch
+    def _inputs(self, x: Tensor, cov: Covariance, noise: Tensor) -> list[Tensor]:
         return [*(p.detach() for p in self.module.parameters()), x, cov.values, noise]
 
 
@@ -109,6 +109,8 @@ def record(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tupl
 
     The graph takes the parameters, x, the variances and the noise, and returns the three losses and then the gradients.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     parameters = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
     trained: list[str] = []
 
@@ -140,6 +142,11 @@ def _ordinary(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> t
     return losses
 
 
+def cpp_compiler() -> str:
+    """The compiler that Inductor calls."""
+    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+
+
 def fast_step(config: TrainConfig, module: nn.Module, device: torch.device) -> CapturedStep | CompiledStep | None:
     """The recorded step that the config asks for and the device can run, or None.
 
@@ -150,8 +157,10 @@ def fast_step(config: TrainConfig, module: nn.Module, device: torch.device) -> C
         return CapturedStep(module)
     if not config.compile or device.type != "cpu":
         return None
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise ValueError("compile: wanted a C++ compiler (g++ or clang++) on the path, got none; compile = false runs without")
+    if shutil.which(cpp_compiler()) is None:
+        raise ValueError(
+            f"compile: wanted a C++ compiler, got no {cpp_compiler()!r} on the path (CXX names another); compile = false runs without"
+        )
     if any(m.p > 0 for m in module.modules() if isinstance(m, nn.Dropout)):
         raise ValueError("compile: wanted a network without dropout")
     return CompiledStep(module)
