@@ -153,3 +153,26 @@ def test_calibration_is_a_bounded_function_of_what_is_off_and_leaves_the_error_a
     held = TrainingGradients(torch.zeros(1, dtype=torch.float64), score, torch.zeros_like(x))
     (slope,) = torch.autograd.grad(_excess_variance(held, cov, noise).sum(), score)
     assert torch.allclose(slope, -2 * 0.1 * score.detach())  # that of −λ(∇U)², without the error's
+
+
+def test_the_bound_changes_nothing_below_it_and_divides_the_pull_of_a_useless_image_by_its_excess():
+    model, x = white_gaussian(), torch.zeros(2, 1, 6, 8, dtype=torch.float64)
+    cov = Covariance.white(0.1, x.shape, like=x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise[1] *= 20  # as far off as if the network were useless there
+    parts = [dual_score_loss(model, x[i : i + 1], cov.replace(cov.values[i : i + 1]), noise[i : i + 1]).total for i in range(2)]
+    assert parts[0] < 5 < 100 < parts[1]
+    for bound in (5.0, 50.0):
+        both = dual_score_loss(model, x, cov, noise, bound=bound).total
+        assert torch.allclose(both, (parts[0] + bound * (1 + (parts[1] / bound).log())) / 2)
+    assert torch.equal(dual_score_loss(model, x, cov, noise, bound=1e9).total, dual_score_loss(model, x, cov, noise).total)
+
+    network = EnergyNetwork(NetworkConfig.preset("tiny"), DataStatistics.fit(torch.rand(32, 1, 8, 8)))
+    pulls = []
+    for bound in (0.0, 1e-3):  # every loss is above the second
+        network.zero_grad()
+        y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        total = dual_score_loss(network, y, Covariance.white(0.1, y.shape), torch.ones_like(y), bound=bound)
+        total.total.backward()
+        pulls.append((total.total.detach(), network.unet.enter.weight.grad.clone()))
+    assert torch.allclose(pulls[1][1], pulls[0][1] * 1e-3 / pulls[0][0], rtol=1e-4)

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from torch import nn
 from training_fakes import FAMILIES, LearnedGaussian, Occasional, draw, loss, make_config, make_parts
 
+from anem.data import DataConfig
+from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 from anem.train import Callback, NonFiniteLoss, Snapshot, load_config, train
 from anem.train.callbacks import Export, History, Progress, TensorBoard
@@ -32,9 +35,17 @@ from anem.train.config import (
 )
 from anem.train.ema import EMA, ema_decay
 from anem.train.evaluate import HeldOut
-from anem.train.parts import network_config
+from anem.train.parts import build_parts, fit_statistics, network_config
 
 # Configuration
+
+
+@pytest.fixture
+def grey_file(tmp_path):
+    """Eight grey images of 6 × 8 in a .npy file."""
+    path = tmp_path / "grey.npy"
+    numpy.save(path, numpy.random.default_rng(0).integers(0, 256, (8, 6, 8), dtype=numpy.uint8))
+    return path
 
 
 def test_toml_fills_nested_fields(tmp_path):
@@ -117,6 +128,34 @@ def test_network_overrides_are_checked_like_the_rest():
         network_config(TrainConfig(model=ModelConfig("tiny", {"drop": 0.5})))
     with pytest.raises(ValueError, match="wanted one of tiny"):
         network_config(TrainConfig(model=ModelConfig("huge")))
+
+
+def test_training_goes_on_from_a_model(tmp_path, grey_file):
+    first = build_parts(TrainConfig(data=DataConfig(str(grey_file)), model=ModelConfig("tiny")))
+    statistics = DataStatistics.fit(torch.rand(8, 1, 8, 8))
+    saved = first.model(statistics)
+    saved.offset.fill_(3.0)
+    saved.save_pretrained(tmp_path / "first")
+    config = TrainConfig(data=DataConfig(str(grey_file)), model=ModelConfig(start=str(tmp_path / "first")))
+    parts = build_parts(config)
+    found = fit_statistics(config, parts.data, None)  # the model's, not those of the data, which are another's
+    model = parts.model(found)
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
+    assert torch.equal(found.spectrum, statistics.spectrum) and found.spectrum.shape == (1, 8, 8)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_to_go_on_from_must_exist_fit_the_images_and_stay_as_it_is(tmp_path, grey_file):
+    grey = DataConfig(str(grey_file))
+    config = TrainConfig(data=grey, model=ModelConfig(start=str(tmp_path / "none")))
+    with pytest.raises(FileNotFoundError, match="none"):
+        fit_statistics(config, build_parts(config).data, None)
+    EnergyNetwork(NetworkConfig.preset("tiny"), DataStatistics.fit(torch.rand(8, 3, 8, 8))).save_pretrained(tmp_path / "colour")
+    config = TrainConfig(data=grey, model=ModelConfig(start=str(tmp_path / "colour")))
+    with pytest.raises(ValueError, match=r"model\.start: .* wants images of 3 channels, got 1"):
+        fit_statistics(config, build_parts(config).data, None)
+    with pytest.raises(ValueError, match=r"model\.overrides: wanted none beside model\.start.*blocks"):
+        ModelConfig(start="digits", overrides={"blocks": 3})
 
 
 def test_missing_required_key():

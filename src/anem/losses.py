@@ -45,6 +45,7 @@ def dual_score_loss(
     collective: float = 0.0,
     discount: float = 0.0,
     calibration: float = 0.0,
+    bound: float = 0.0,
     covariance_term: CovarianceTerm = "matching",
     generators: Generators = None,
 ) -> LossTerms:
@@ -67,6 +68,8 @@ def dual_score_loss(
         calibration: weight of 9 log(1 + z²/9), z = Σ_k u_k (V_k − (x − D)²_k)/λ_k / √(2 Σ_k (u_k a_k)²): the one-call posterior variance V
             against the squared error it predicts, summed over an image, for u = 1 and 1/(a + 0.01). Above the data variance V/λ = a + O(a²)
             is a small difference of numbers that the other terms know to 10⁻² or so; the target is held fixed.
+        bound: β; what one image adds grows as β(1 + log(L/β)) above it, so that the few Σ under which the network is useless (L up to
+            10⁵, while learned ones are of order 1) do not decide the direction of a step. Below it nothing changes; 0 for no bound.
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
         weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained, and costs nothing.
         covariance_term: "matching" is the above. "sliced" has (z · √b r)²/d, z random signs, for the mean of b r². "fokker_planck"
@@ -91,7 +94,7 @@ def dual_score_loss(
     c = model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
     a = c / (c + cov.values)
     b = (a + 1e-3).pow(-balance)
-    total = (b * denoising).mean()
+    total = (b * denoising).flatten(1).mean(1)
     if weight:
         first, second = (b.sqrt() * r for r in pair)
         if covariance_term == "sliced":
@@ -109,9 +112,11 @@ def dual_score_loss(
         if discount:
             hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
             matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)
-        total = total + weight * matched.mean()
+        total = total + weight * matched
+    if bound:
+        total = total.clamp(max=bound) + bound * (total.clamp(min=bound) / bound).log()
     a_csm = (gradients.grad_logvar.detach() - target).square()
-    return LossTerms(total, denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
+    return LossTerms(total.mean(), denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
 
 
 def _excess_variance(gradients: TrainingGradients, cov: Covariance, noise: Tensor) -> Tensor:

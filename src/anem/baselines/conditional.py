@@ -164,6 +164,8 @@ def conditional_parts(
         nothing = torch.zeros_like(error).detach()
         return LossTerms(error.mean(), error.detach(), nothing, nothing)
 
+    if config.model.start:
+        raise ValueError(f"model.start: wanted none, a conditional network starts from its preset, got {config.model.start!r}")
     return Parts(
         model=partial(ConditionalNetwork, network_config(config), problem),
         data=load_dataset(config.data),

@@ -35,10 +35,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: a preset by name and the fields that differ from it."""
+    """The network: a preset by name and the fields that differ from it; or a trained model to go on from.
+
+    Arguments:
+        start: name or folder of a model (as :func:`anem.load` takes it) whose weights and data statistics training starts from, in
+            place of ``preset`` and ``overrides``. The optimiser starts afresh.
+    """
 
     preset: str = "small"
     overrides: dict[str, Any] = field(default_factory=dict)
+    start: str = ""
+
+    def __post_init__(self) -> None:
+        if self.start and self.overrides:
+            raise ValueError(f"model.overrides: wanted none beside model.start, got {sorted(self.overrides)}")
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ class TrainConfig:
         balance: γ of the coordinate weights (a + 10⁻³)^{−γ}, see :func:`anem.losses.dual_score_loss`.
         collective: weight of the residuals summed over an image, see the same function.
         calibration: weight of the one-call variance against the squared error, see the same function.
+        bound: on what one image adds to the loss, see the same function.
         discount: of the covariance terms where few coordinates hide much, see the same function.
         covariance_term: ``matching`` (A-CSM), ``sliced``, or ``fokker_planck``, whose step takes about 2.7 times as long; see the same.
         statistics_images: images used to fit mean and variances.
@@ -171,6 +182,7 @@ class TrainConfig:
     collective: float = 0.05
     discount: float = 2.0
     calibration: float = 0.003
+    bound: float = 0.0
     covariance_term: CovarianceTerm = "matching"
     statistics_images: int = 55_000
     max_minutes: float = 0.0
@@ -193,7 +205,7 @@ class TrainConfig:
         for name in ("images", "batch_size", "accumulation", "statistics_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
-        for name in ("weight", "balance", "collective", "calibration", "discount", "max_minutes", "threads"):
+        for name in ("weight", "balance", "collective", "calibration", "bound", "discount", "max_minutes", "threads"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
         if self.covariance_term == "fokker_planck" and self.capture:

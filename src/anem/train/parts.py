@@ -13,6 +13,7 @@ from torch import nn
 
 from anem.corruptions import draw_covariances
 from anem.data import load_dataset
+from anem.hub import load
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
@@ -56,7 +57,7 @@ def network_config(config: TrainConfig) -> NetworkConfig:
 def build_parts(config: TrainConfig) -> Parts:
     """Network, data, noise and loss as the config says."""
     return Parts(
-        model=partial(EnergyNetwork, network_config(config)),
+        model=partial(_network, config),
         data=load_dataset(config.data),
         held_out=None if config.held_out is None else load_dataset(config.held_out),
         draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
@@ -65,14 +66,24 @@ def build_parts(config: TrainConfig) -> Parts:
     )
 
 
+def _network(config: TrainConfig, statistics: DataStatistics) -> EnergyNetwork:
+    if not config.model.start:
+        return EnergyNetwork(network_config(config), statistics)
+    return load(config.model.start).train().requires_grad_(True)
+
+
 def loss_function(config: TrainConfig) -> Callable[..., Any]:
     """The loss as :class:`Parts` wants it, with the weights of the config."""
-    names = ("balance", "collective", "discount", "calibration", "covariance_term")
+    names = ("balance", "collective", "discount", "calibration", "bound", "covariance_term")
     return partial(dual_score_loss, **{name: getattr(config, name) for name in names})
 
 
 def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) -> DataStatistics:
-    """Mean and variances: those of the checkpoint, or fitted to up to ``statistics_images`` images spread over the data."""
+    """Mean and variances: of the checkpoint, of the model to start from, or fitted to ``statistics_images`` images spread over the data.
+
+    Raises:
+        ValueError: the checkpoint, or the model to start from, does not fit the images.
+    """
     if snapshot is not None:
         tensors = snapshot.part("model.statistics.")
         if "spectrum" not in tensors:
@@ -80,6 +91,12 @@ def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) ->
         channels, height, width = tensors["spectrum"].shape
         statistics = DataStatistics(channels, height, width, [int(k[3:]) for k in tensors if k.startswith("dct")])
         load_exactly(statistics, tensors, snapshot.path)
+        return statistics
+    if config.model.start:
+        statistics = load(config.model.start).statistics
+        wanted, got = len(statistics.mean), data.batch(torch.arange(1), torch.Generator().manual_seed(0)).shape[1]
+        if wanted != got:
+            raise ValueError(f"model.start: {config.model.start!r} wants images of {wanted} channels, got {got}")
         return statistics
     n = min(len(data), config.statistics_images)
     generator = torch.Generator().manual_seed(seed_from(config.seed, "statistics"))
