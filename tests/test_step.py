@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+import anem.nn.recorded
 import anem.train.step
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
+from anem.nn.recorded import cpp_compiler
 from anem.random import normal
 from anem.statistics import DataStatistics
 from anem.train import TrainConfig, train
 from anem.train.config import CheckpointConfig, EvaluationConfig, LogConfig, ModelConfig
 from anem.train.parts import Parts, loss_function, network_config
-from anem.train.step import CompiledStep, LossModule, cpp_compiler, fast_step
+from anem.train.step import CompiledStep, LossModule, fast_step
 
 SHAPE = (6, 1, 8, 8)
 NOISE = NoiseConfig(stratified=True, only=("white", "white-dct2"))
@@ -88,10 +90,10 @@ def test_a_recorded_step_is_the_step_for_other_weights_and_other_data(form):
 
 def test_a_compiled_step_wants_a_compiler_and_no_dropout(monkeypatch):
     config, cpu = TrainConfig(compile=True, noise=NOISE), torch.device("cpu")
-    monkeypatch.setattr(anem.train.step.shutil, "which", lambda name: None)
+    monkeypatch.setattr(anem.nn.recorded.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"compile: wanted a C\+\+ compiler, got no '.*' on the path"):
         fast_step(config, module(), cpu)
-    monkeypatch.setattr(anem.train.step.shutil, "which", lambda name: "/bin/" + name)
+    monkeypatch.setattr(anem.nn.recorded.shutil, "which", lambda name: "/bin/" + name)
     assert isinstance(fast_step(config, module(), cpu), CompiledStep)
     with pytest.raises(ValueError, match="compile: wanted a network without dropout"):
         fast_step(config, nn.Sequential(nn.Dropout(0.1)), cpu)
@@ -164,8 +166,8 @@ class _Data:
 
 
 def test_a_training_in_compiled_steps_resumes_bit_for_bit_and_equals_the_ordinary_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(anem.train.step, "_inductor", eager)
-    monkeypatch.setattr(anem.train.step.shutil, "which", lambda name: "/bin/" + name)
+    monkeypatch.setattr(anem.train.step, "machine_code", eager)
+    monkeypatch.setattr(anem.nn.recorded.shutil, "which", lambda name: "/bin/" + name)
     whole = run(tmp_path / "whole", _Data(), 24, compile=True)
     run(tmp_path / "parts", _Data(), 12, compile=True)
     resumed = run(tmp_path / "parts", _Data(), 24, compile=True)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from anem.bases import Basis, Pixel, coherence
+from anem.bases import Basis, Mixed, Pixel, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
+from anem.nn.recorded import Recorded, check_compiler
 from anem.nn.unet import UNet
 from anem.propagation import propagate
 from anem.statistics import DataStatistics
@@ -137,6 +139,8 @@ class EnergyNetwork(EnergyModel):
             nn.init.zeros_(layer.bias)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}
+        self._recorded: dict[tuple[str, bool], Recorded] = {}
+        self._record: Callable[[nn.Module], Recorded] | None = None
 
     # Base energy: closed forms in coordinates
 
@@ -221,18 +225,52 @@ class EnergyNetwork(EnergyModel):
         check_observation(y, cov, len(self.statistics.mean))
         c = self._setting(cov, y)
         rho = self.statistics.residual(y, cov.basis)
-        return self._base(rho, cov.values, c)[0] + self._correction(rho, cov.values.log(), cov.basis, c)
+        base = self._base(rho, cov.values, c)[0]
+        if torch.is_grad_enabled():
+            return base + self._correction(rho, cov.values.log(), cov.basis, c)
+        return base + self._detached(False, rho, cov)[0]
 
     def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
         """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
-        c = self._setting(cov, rho)
-        with torch.enable_grad(), self.unet.scope.inputs_only(again=create_graph):
-            leaf = rho.detach().requires_grad_()
-            logvar = cov.values.detach().log().requires_grad_()
-            correction = self._correction(leaf, logvar, cov.basis, c)
-            grad_rho, grad_logvar = torch.autograd.grad(correction.sum(), (leaf, logvar), create_graph=create_graph)
-        base, base_rho, base_logvar = self._base(rho, cov.values, c)
+        parts = _Correction(self, cov.basis, True, True)(rho, cov.values) if create_graph else self._detached(True, rho, cov)
+        correction, grad_rho, grad_logvar = parts
+        base, base_rho, base_logvar = self._base(rho, cov.values, self._setting(cov, rho))
         return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
+
+    def _detached(self, gradients: bool, rho: Tensor, cov: Covariance) -> Sequence[Tensor]:
+        """The correction, with its gradients if asked for, for use and not for training: compiled where that was asked for."""
+        part = _Correction(self, cov.basis, gradients)
+        if self._record is None or isinstance(cov.basis, Mixed):
+            return part(rho, cov.values)
+        key = cov.basis.name, gradients
+        if key not in self._recorded:
+            self._recorded[key] = self._record(part)
+        return self._recorded[key](rho, cov.values)
+
+    def compile(self, rows: int = 32, after: int = 1024) -> None:
+        """Evaluate by machine code from now on where that pays: everywhere but in training, in batches of one basis, on the CPU.
+
+        Compiling takes one to three minutes for every basis, image size and dtype, with and without gradients; calls then take little more
+        than half the time. Results differ from the ordinary ones by rounding (about 1e-6 of themselves). A copy is not compiled.
+
+        Arguments:
+            rows: images of one call of the machine code; larger batches are cut up, smaller rests run as usual.
+            after: images of one kind that run as usual before it is compiled for.
+
+        Raises:
+            ValueError: no C++ compiler; a model on another device, or with dropout that is switched on.
+        """
+        check_compiler()
+        if self.offset.device.type != "cpu":
+            raise ValueError(f"compile: wanted a model on the CPU, got one on {self.offset.device}")
+        if rows < 1 or after < 0:
+            raise ValueError(f"compile: wanted rows >= 1 and after >= 0, got {rows} and {after}")
+        if self.training and self.config.dropout:
+            raise ValueError("compile: wanted a model in evaluation mode, as its dropout would be recorded")
+        self._record, self._recorded = partial(Recorded, rows=rows, after=after), {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_record": None, "_recorded": {}}
 
     def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
         """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c.
@@ -300,3 +338,26 @@ class EnergyNetwork(EnergyModel):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: not a model of this package: {' '.join(str(error).split())[:200]}") from None
         return model
+
+
+class _Correction(nn.Module):
+    """A network's correction in one basis as a module of tensors: (B,), and if asked for its gradients in ρ and log λ, (B, C, H, W).
+
+    Arguments:
+        create_graph: for gradients that are differentiable in the parameters.
+    """
+
+    def __init__(self, network: EnergyNetwork, basis: Basis, gradients: bool, create_graph: bool = False) -> None:
+        super().__init__()
+        self.network, self.basis, self.gradients, self.create_graph = network, basis, gradients, create_graph
+
+    def forward(self, rho: Tensor, variances: Tensor) -> tuple[Tensor, ...]:
+        network, basis, again = self.network, self.basis, self.create_graph
+        c = network.statistics.variance_in(basis, *rho.shape[-2:], rho)
+        if not self.gradients:
+            return (network._correction(rho, variances.log(), basis, c),)
+        with torch.enable_grad(), network.unet.scope.inputs_only(again=again):
+            leaf = rho.detach().requires_grad_()
+            logvar = variances.detach().log().requires_grad_()
+            correction = network._correction(leaf, logvar, basis, c)
+            return (correction, *torch.autograd.grad(correction.sum(), (leaf, logvar), create_graph=again))

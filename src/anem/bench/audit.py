@@ -28,7 +28,7 @@ __all__ = ["report", "run", "trusted_level"]
 
 def run(context: Context) -> None:
     """All audits, the cheap ones first."""
-    model = load(context.model)
+    model = context.compiled(load(context.model))
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     size = AuditSize.quick() if context.quick else AuditSize()
     images = data.batch(torch.arange(min(size.most, len(data))), context.generator("images"))

@@ -94,7 +94,7 @@ class BaseEnergy(EnergyModel):
 def run(context: Context) -> None:
     """The cheap sections first."""
     size = Size.quick() if context.quick else Size()
-    model = load(context.model)
+    model = context.compiled(load(context.model))
     images = (
         load_dataset(mnist(context.split, str(context.data / "mnist.npz"))).batch(torch.arange(max(size.images, size.families))).double()
     )
@@ -175,7 +175,7 @@ def _beside(context: Context, model: EnergyModel, size: Size) -> Iterator[tuple[
     for name, folder in ABLATION.items():
         path = Path("runs/ablation", str(context.images or IMAGES), folder, "model")
         if path.is_dir() and size.beside:
-            yield name, load(str(path)), size.beside
+            yield name, context.compiled(load(str(path))), size.beside
 
 
 # --- blur ---

@@ -80,7 +80,7 @@ def run(context: Context) -> None:
     models = _priors(context, names, tasks)
     judged = max(size.restored.values())
     images = Images.of(context.dataset, context.data, context.split, size.tuning, judged, size.reference)
-    judge = Judge(context.data, load(context.model), images.reference)
+    judge = Judge(context.data, context.compiled(load(context.model)), images.reference)
     if judge.missing:
         context.figure("left out", "; ".join(judge.missing))
     for calls, count in size.restored.items():
@@ -124,7 +124,7 @@ def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) ->
             said.add(key)
         if where is not None:
             if where not in loaded:
-                loaded[where] = ConditionalNetwork.from_pretrained(where) if conditional else load(where)
+                loaded[where] = ConditionalNetwork.from_pretrained(where) if conditional else context.compiled(load(where))
             models[name, task] = loaded[where]
     if missing and not context.quick:
         raise ValueError("; ".join(dict.fromkeys(missing)))

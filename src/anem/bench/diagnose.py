@@ -55,7 +55,7 @@ DIGITS: Mapping[str, str | None] = MappingProxyType(
 def run(context: Context) -> None:
     """The oracle, then every task on digits."""
     _oracle(context)
-    model = load(context.model)
+    model = context.compiled(load(context.model))
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     count, steps, samples = (6, 8, 2) if context.quick else (100, 50, 8)
     x = data.batch(torch.arange(count) % len(data), context.generator("images"))

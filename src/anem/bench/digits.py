@@ -105,7 +105,7 @@ class Size:
 
 def run(context: Context) -> None:
     """All sections, the cheap ones first."""
-    model = load(context.model)
+    model = context.compiled(load(context.model))
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     size = Size.quick() if context.quick else Size()
     _losses(context, model, data, size)

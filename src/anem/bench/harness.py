@@ -21,6 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import anem
+from anem.network import EnergyNetwork
 
 __all__ = ["Context", "Figure", "Report", "commit", "judge", "load_bench", "run_bench", "table", "write_json"]
 
@@ -126,6 +127,7 @@ class Context:
         tasks, methods: what to compare, for benches that do; all if empty.
         trained: folder of training runs whose models are compared.
         dataset: images to compare methods on: "mnist", or what :class:`anem.data.DataConfig` reads.
+        compile: whether networks are compiled before they are judged.
         save: called after every figure.
     """
 
@@ -143,6 +145,7 @@ class Context:
         methods: tuple[str, ...] = (),
         trained: Path = Path("runs"),
         dataset: str = "mnist",
+        compile: bool = False,
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -154,8 +157,15 @@ class Context:
         self.images = images
         self.tasks, self.methods, self.trained, self.dataset = tasks, methods, trained, dataset
         self.seed = report.seed
+        self.compile = compile
         self._save = save
         self._made: set[str] = set()
+
+    def compiled(self, model: EnergyNetwork) -> EnergyNetwork:
+        """The model, made faster if that was asked for."""
+        if self.compile:
+            model.compile()
+        return model
 
     def figure(self, key: str, value: Value | torch.Tensor, aim: str | None = None, holds: bool | None = None, quick: bool = True) -> None:
         """Report a figure.
@@ -226,6 +236,7 @@ def run_bench(
     methods: tuple[str, ...] = (),
     trained: Path = Path("runs"),
     dataset: str = "mnist",
+    compile: bool = False,
     fresh: bool = False,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
@@ -258,7 +269,7 @@ def run_bench(
 
     write_json(json_file, report.as_dict())
     settings = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods, "trained": trained}
-    run(Context(report, quick=quick, out=out, save=save, dataset=dataset, **settings))
+    run(Context(report, quick=quick, out=out, save=save, dataset=dataset, compile=compile, **settings))
     report.wall_s = spent + time.perf_counter() - start
     write_json(json_file, report.as_dict())
     return report

@@ -232,7 +232,7 @@ def _step_sizes(context: Context, size: Size) -> None:
 def _digits(context: Context, size: Size) -> None:
     if context.done(f"digits/{STEPS[-1]} steps/PSNR (dB), MALA − ULA"):
         return
-    model, path = load(context.model), str(context.data / "mnist.npz")
+    model, path = context.compiled(load(context.model)), str(context.data / "mnist.npz")
     x = load_dataset(mnist(context.split, path)).batch(torch.arange(size.images))
     operator = Inpainting.centre_box(x.shape, BOX)
     measurement = operator.measure(x, SIGMA, generators_for(range(context.seed, context.seed + size.images)))

@@ -162,7 +162,7 @@ class _Judge:
 
 def digits(context: Context, choice: str, size: Size) -> list[Curve]:
     """Curves of the model on digits with a hidden box; ``choice`` is the curve that is judged."""
-    model, path = load(context.model), str(context.data / "mnist.npz")
+    model, path = context.compiled(load(context.model)), str(context.data / "mnist.npz")
     data, training = (load_dataset(mnist(split, path)) for split in (context.split, "train"))
     x = data.batch(torch.arange(size.images) % len(data))
     operator = Inpainting.centre_box(x.shape, BOX)

@@ -61,7 +61,7 @@ def run(context: Context) -> None:
     if not isinstance(data, ImageData) or data.labels is None:
         raise ValueError(f"{context.data}: wanted images in memory with labels")
     x, labels = data.batch(torch.arange(size.images)), data.labels[: size.images].long()
-    classifier, model = DigitClassifier.load(), load(context.model)
+    classifier, model = DigitClassifier.load(), context.compiled(load(context.model))
     truth = "classification error/of the true digits"
     if not context.done(truth):
         context.figure(truth, (classifier(x).argmax(1) != labels).double().mean())

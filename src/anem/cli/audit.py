@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from anem.cli.options import Device, Flag, check_seed
+from anem.cli.options import Compile, Device, Flag, check_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +58,7 @@ class Audit:
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """also write them to a JSON file"""
     device: Device = "cpu"
+    compile: Compile = False
 
     def run(self) -> int:
         from rich.console import Console
@@ -92,6 +93,8 @@ class Audit:
         from anem.likelihood import AuditSize, audits
 
         model = load(self.model, self.device)
+        if self.compile:
+            model.compile()
         size = AuditSize.quick() if self.quick else AuditSize()
         x = self.held_out(len(model.statistics.mean), size.most).to(self.device)
         console = Console(stderr=True)

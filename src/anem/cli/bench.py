@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from anem.cli.options import Flag, check_seed
+from anem.cli.options import Compile, Flag, check_seed
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Bench:
     """images to compare methods on: mnist, or a folder or .npz file, whose images are divided by their order"""
     seed: int = 0
     """of all random numbers"""
+    compile: Compile = False
     fresh: Flag = False
     """start over instead of continuing"""
 
@@ -85,6 +86,7 @@ class Bench:
             methods=self.methods,
             trained=self.trained,
             dataset=self.dataset,
+            compile=self.compile,
             fresh=self.fresh,
             on_figure=show,
         )
@@ -105,4 +107,5 @@ class Bench:
         words += ["--trained", str(self.trained)] if self.trained != Path("runs") else []
         words += ["--dataset", self.dataset] if self.dataset != "mnist" else []
         words += ["--seed", str(self.seed)] if self.seed else []
+        words += ["--compile"] if self.compile else []
         return shlex.join(words)

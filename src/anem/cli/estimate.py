@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from anem.cli.options import Device, Flag, Images, Model, check_seed
+from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +52,7 @@ class Estimate:
     json: Flag = False
     """print the figures as JSON"""
     device: Device = "cpu"
+    compile: Compile = False
 
     def run(self) -> int:
         from rich.console import Console
@@ -101,6 +102,8 @@ class Estimate:
         from anem.random import generators_for
 
         model = load(self.model, self.device)
+        if self.compile:
+            model.compile()
         names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=bool(self.truth))
         images = images.to(self.device).double()
         families = self.families(images.shape)

@@ -7,10 +7,16 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-__all__ = ["Device", "Flag", "Images", "Model", "check_seed"]
+__all__ = ["Compile", "Device", "Flag", "Images", "Model", "check_seed"]
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 """A switch, off unless given."""
+
+Compile = Annotated[
+    bool,
+    arg(help="compile the model, 1 to 3 minutes a kind of noise: pays in long runs on a CPU, wants a C++ compiler", help_behavior_hint=""),
+]
+"""For :meth:`anem.EnergyNetwork.compile`."""
 
 Images = Annotated[
     Positional[tuple[Path, ...]],

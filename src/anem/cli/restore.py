@@ -14,7 +14,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from anem.cli.degradation import Degradation
 from anem.cli.estimate import NAMES as FAMILIES
-from anem.cli.options import Device, Flag, Images, Model, check_seed
+from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,7 @@ class Restore:
     json: Flag = False
     """print the figures as JSON"""
     device: Device = "cpu"
+    compile: Compile = False
 
     def run(self) -> int:
         from rich.console import Console
@@ -112,6 +113,8 @@ class Restore:
         from anem.sample import as_schedule, sample_posterior
 
         model = load(self.model, self.device)
+        if self.compile:
+            model.compile()
         real = self.degradation.real
         names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=not real)
         images = images.to(self.device)

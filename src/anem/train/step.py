@@ -5,10 +5,6 @@ A recording has fixed shapes, so it serves the one mixture of bases it was made 
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from anem.covariance import Covariance
+from anem.nn.recorded import check_compiler, machine_code, record
 from anem.train.config import TrainConfig
 
-__all__ = ["CapturedStep", "CompiledStep", "LossModule", "cpp_compiler", "fast_step", "record"]
+__all__ = ["CapturedStep", "CompiledStep", "LossModule", "fast_step", "record_step"]
 
 
 class LossModule(nn.Module):
@@ -74,8 +71,8 @@ class CapturedStep:
 class CompiledStep:
     """Loss and gradients of one step as compiled machine code, elementwise operations fused.
 
-    ``torch.compile`` refuses a double backward; here both backward passes are recorded first (:func:`record`), and what is compiled is a
-    function without autograd. Sums come in another order: gradients differ from the ordinary ones by rounding.
+    ``torch.compile`` refuses a double backward; here both backward passes are recorded first (:mod:`anem.nn.recorded`), and what is
+    compiled is a function without autograd. Sums come in another order: gradients differ from the ordinary ones by rounding.
 
     Arguments:
         compiler: what makes the recorded graph a function of its flat inputs; None for Inductor, which takes minutes.
@@ -83,13 +80,13 @@ class CompiledStep:
 
     def __init__(self, module: nn.Module, compiler: Callable[..., Callable[..., Any]] | None = None) -> None:
         self.module, self.name = module, ""
-        self.compiler = _inductor if compiler is None else compiler
+        self.compiler = machine_code if compiler is None else compiler
 
     def __call__(self, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The losses; gradients are left in the parameters."""
         if not self.name:
             self.name, self.shape = cov.basis.name, x.shape
-            graph, self.trained = record(self.module, x, cov, noise)
+            graph, self.trained = record_step(self.module, x, cov, noise)
             self.compiled = self.compiler(graph, self._inputs(x, cov, noise))
         if cov.basis.name != self.name or x.shape != self.shape:
             return _ordinary(self.module, x, cov, noise)
@@ -104,13 +101,11 @@ class CompiledStep:
         return [*(p.detach() for p in self.module.parameters()), x, cov.values, noise]
 
 
-def record(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[torch.fx.GraphModule, list[str]]:
+def record_step(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[torch.fx.GraphModule, list[str]]:
     """Losses and gradients as one graph of elementary operations, and the names of the parameters that have gradients.
 
     The graph takes the parameters, x, the variances and the noise, and returns the three losses and then the gradients.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     parameters = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
     trained: list[str] = []
 
@@ -120,19 +115,7 @@ def record(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tupl
         trained[:] = [name for name, g in zip(parameters, gradients, strict=True) if g is not None]
         return [loss.detach() for loss in losses] + [g for g in gradients if g is not None]
 
-    graph = make_fx(step)(parameters, x, cov.values, noise)
-    graph.graph.eliminate_dead_code()
-    graph.graph.set_codegen(torch.fx.graph.CodeGen())  # flat arguments in place of the dictionary
-    graph.recompile()
-    return graph, trained
-
-
-def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-    import torch._inductor
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # complex numbers (the Fourier transforms) are left as they are
-        return torch._inductor.compile(graph, [*inputs])
+    return record(step, parameters, x, cov.values, noise), trained
 
 
 def _ordinary(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,11 +123,6 @@ def _ordinary(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> t
     losses = module(x, cov, noise)
     losses[0].backward()
     return losses
-
-
-def cpp_compiler() -> str:
-    """The compiler that Inductor calls."""
-    return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 
 
 def fast_step(config: TrainConfig, module: nn.Module, device: torch.device) -> CapturedStep | CompiledStep | None:
@@ -157,10 +135,7 @@ def fast_step(config: TrainConfig, module: nn.Module, device: torch.device) -> C
         return CapturedStep(module)
     if not config.compile or device.type != "cpu":
         return None
-    if shutil.which(cpp_compiler()) is None:
-        raise ValueError(
-            f"compile: wanted a C++ compiler, got no {cpp_compiler()!r} on the path (CXX names another); compile = false runs without"
-        )
+    check_compiler()
     if any(m.p > 0 for m in module.modules() if isinstance(m, nn.Dropout)):
         raise ValueError("compile: wanted a network without dropout")
     return CompiledStep(module)

@@ -1,0 +1,150 @@
+"""A network's calls by machine code: the recorded graph is the computation, rows in pieces, and what is recorded when."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import anem.nn.recorded
+from anem.bases import Mixed, as_basis
+from anem.covariance import Covariance
+from anem.network import EnergyNetwork, NetworkConfig
+from anem.nn.recorded import Recorded, cpp_compiler
+from anem.statistics import DataStatistics
+
+IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).square()
+
+
+def network(form: str = "anchored", **changes) -> EnergyNetwork:
+    """A small network with every weight in use."""
+    torch.manual_seed(0)
+    config = NetworkConfig(channels=(4, 8), blocks=(1, 1), stem=1, embedding=4, rounds=1, form=form, **changes)
+    model = EnergyNetwork(config, DataStatistics.fit(IMAGES)).eval().requires_grad_(False)
+    for p in model.parameters():
+        p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def covariance(basis: str, batch: int, dtype: torch.dtype = torch.float32) -> Covariance:
+    """Positive and even in frequencies, another for every image."""
+    level = torch.logspace(-3, 1, batch, dtype=dtype)[:, None, None, None]
+    return Covariance(level * as_basis(basis).symmetrise(1 + torch.rand(batch, 1, 8, 8, dtype=dtype)), basis)
+
+
+class Counting:
+    """In place of a compiler: the recorded graph as it stands, and how often it ran."""
+
+    def __init__(self):
+        self.graphs = self.calls = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+
+        def run(*arguments):
+            self.calls += 1
+            return graph(*arguments)
+
+        return run
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Compiles without a compiler."""
+    made = Counting()
+    monkeypatch.setattr(anem.nn.recorded, "machine_code", made)
+    monkeypatch.setattr(anem.nn.recorded.shutil, "which", lambda name: "/bin/" + name)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("form", "basis", "dtype"),
+    [
+        ("anchored", "pixel", torch.float32),
+        ("anchored", "fourier", torch.float64),
+        ("anchored", "dct2", torch.float32),
+        ("inner", "fourier", torch.float32),
+    ],
+)
+def test_a_compiled_model_is_the_model(counting, form, basis, dtype):
+    model = network(form)
+    ordinary = copy.deepcopy(model)
+    model.compile(rows=3, after=0)
+    y, cov = IMAGES[:8].to(dtype), covariance(basis, 8, dtype)
+    got, want = model(y, cov), ordinary(y, cov)
+    for name in ("energy", "grad_y", "grad_logvar", "denoised", "posterior_variance"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=2e-4, atol=2e-5, msg=name)
+    torch.testing.assert_close(model.log_prob(y, cov), ordinary.log_prob(y, cov), rtol=2e-4, atol=2e-5)
+    assert counting.graphs == 2 and counting.calls == 6  # with and without gradients, eight images in three calls of three
+
+
+def test_weights_and_constant_may_change_after_compiling(counting):
+    model = network()
+    model.compile(rows=4, after=0)
+    y, cov = IMAGES[:4], covariance("pixel", 4)
+    model(y, cov)
+    for p in model.parameters():
+        p.mul_(1.1)
+    model.offset.fill_(7.0)
+    torch.testing.assert_close(model(y, cov).energy, copy.deepcopy(model)(y, cov).energy)
+    assert counting.graphs == 1 and counting.calls == 2
+
+
+def test_rare_shapes_small_rests_mixed_bases_and_training_run_as_usual(counting):
+    model = network()
+    model.compile(rows=4, after=8)
+    for batch, calls in ((4, 0), (4, 0), (4, 1), (6, 2), (7, 4), (2, 4)):  # up to eight images as usual; rests of one or two as well
+        model(IMAGES[:batch], covariance("pixel", batch))
+        assert counting.calls == calls
+    y, cov = IMAGES[:4], covariance("pixel", 4)
+    mixed = Covariance(cov.values, Mixed([as_basis("pixel"), as_basis("dct2")], torch.tensor([0, 1, 0, 1])))
+    for _ in range(4):
+        model(y, mixed)
+    model.energy(y.clone().requires_grad_(), cov).sum().backward()
+    model.requires_grad_(True).differentiable_gradients(y, cov).energy.sum().backward()
+    assert counting.calls == 4 and model.unet.leave.weight.grad is not None
+    model(y.double(), cov.to(torch.float64))
+    assert counting.calls == 4  # another dtype is counted by itself
+
+
+def test_a_copy_is_not_compiled(counting):
+    model = network()
+    model.compile(rows=4, after=0)
+    model(IMAGES[:4], covariance("pixel", 4))
+    copy.deepcopy(model)(IMAGES[:4], covariance("pixel", 4))
+    assert counting.calls == 1
+
+
+def test_compiling_wants_a_compiler_evaluation_and_sensible_numbers(monkeypatch):
+    monkeypatch.setattr(anem.nn.recorded.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"compile: wanted a C\+\+ compiler, got no '.*' on the path"):
+        network().compile()
+    monkeypatch.setattr(anem.nn.recorded.shutil, "which", lambda name: "/bin/" + name)
+    with pytest.raises(ValueError, match=r"compile: wanted rows >= 1 and after >= 0, got 0 and 5"):
+        network().compile(rows=0, after=5)
+    with pytest.raises(ValueError, match="compile: wanted a model in evaluation mode"):
+        network(dropout=0.1).train().compile()
+
+
+@pytest.mark.skipif(shutil.which(cpp_compiler()) is None, reason="wants a C++ compiler, which a bare machine has not")
+def test_machine_code_computes_the_function():
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
+
+        def forward(self, y, values):
+            with torch.enable_grad():
+                leaf = y.detach().requires_grad_()
+                energy = (torch.nn.functional.silu(self.weight * leaf).square() / values).sum((1, 2, 3))
+                return energy, *torch.autograd.grad(energy.sum(), leaf)
+
+    part = Part()
+    run = Recorded(part, rows=4, after=0)
+    for _ in range(2):
+        got = run(IMAGES[:7], IMAGES[:7] + 1)
+        for a, b in zip(got, part(IMAGES[:7], IMAGES[:7] + 1), strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            part.weight.mul_(0.5)
