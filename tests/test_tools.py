@@ -1,0 +1,52 @@
+"""The tools that a maintainer runs by hand."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from anem.network import EnergyNetwork, NetworkConfig
+from anem.statistics import DataStatistics
+
+TOOLS = Path(__file__).parent.parent / "tools"
+IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).square()
+
+
+def tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def network(seed: int, images: torch.Tensor = IMAGES, **changes) -> EnergyNetwork:
+    config = NetworkConfig(channels=(4, 8), blocks=(1, 1), stem=1, embedding=4, rounds=1, **changes)
+    model = EnergyNetwork(config, DataStatistics.fit(images)).requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.copy_(torch.randn(p.shape, generator=generator))
+    return model
+
+
+def test_average_is_the_mean_of_every_weight_and_leaves_the_statistics():
+    models = [network(seed) for seed in range(3)]
+    wanted = [sum(p.double() for p in parts) / 3 for parts in zip(*[m.parameters() for m in models], strict=True)]
+    mean = tool("average_models").average(models)
+    for p, w in zip(mean.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.double(), w, rtol=1e-6, atol=1e-6)
+    for (name, found), kept in zip(mean.statistics.state_dict().items(), models[1].statistics.state_dict().values(), strict=True):
+        assert torch.equal(found, kept), name
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([], id="one model alone"),
+        pytest.param([network(1, form="inner")], id="another network"),
+        pytest.param([network(1, IMAGES + 0.1)], id="other data statistics"),
+    ],
+)
+def test_average_refuses_what_has_no_mean(others):
+    with pytest.raises(ValueError, match="wanted"):
+        tool("average_models").average([network(0), *others])
