@@ -159,6 +159,7 @@ class TrainConfig:
         balance: γ of the coordinate weights (a + 10⁻³)^{−γ}, see :func:`anem.losses.dual_score_loss`.
         collective: weight of the residuals summed over an image, see the same function.
         calibration: weight of the one-call variance against the squared error, see the same function.
+        projection: weight of what is left of the noise along the predicted noise, see the same function.
         bound: on what one image adds to the loss, see the same function.
         discount: of the covariance terms where few coordinates hide much, see the same function.
         covariance_term: ``matching`` (A-CSM), ``sliced``, or ``fokker_planck``, whose step takes about 2.7 times as long; see the same.
@@ -182,6 +183,7 @@ class TrainConfig:
     collective: float = 0.05
     discount: float = 2.0
     calibration: float = 0.003
+    projection: float = 0.0
     bound: float = 0.0
     covariance_term: CovarianceTerm = "matching"
     statistics_images: int = 55_000
@@ -205,7 +207,7 @@ class TrainConfig:
         for name in ("images", "batch_size", "accumulation", "statistics_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
-        for name in ("weight", "balance", "collective", "calibration", "bound", "discount", "max_minutes", "threads"):
+        for name in ("weight", "balance", "collective", "calibration", "projection", "bound", "discount", "max_minutes", "threads"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
         if self.covariance_term == "fokker_planck" and self.capture:

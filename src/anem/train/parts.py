@@ -74,7 +74,7 @@ def _network(config: TrainConfig, statistics: DataStatistics) -> EnergyNetwork:
 
 def loss_function(config: TrainConfig) -> Callable[..., Any]:
     """The loss as :class:`Parts` wants it, with the weights of the config."""
-    names = ("balance", "collective", "discount", "calibration", "bound", "covariance_term")
+    names = ("balance", "collective", "discount", "calibration", "projection", "bound", "covariance_term")
     return partial(dual_score_loss, **{name: getattr(config, name) for name in names})
 
 
