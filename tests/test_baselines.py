@@ -10,11 +10,11 @@ import torch
 
 from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
 from anem.baselines.composition import _Composed
-from anem.baselines.isotropic import alpha_bars, denoise, denoise_differentiably, polynomial_levels
+from anem.baselines.isotropic import alpha_bars, denoise, denoise_differentiably, each_sample, polynomial_levels
 from anem.covariance import Covariance
 from anem.gaussian import Gaussian, make_skewed
 from anem.operators import GaussianBlur, Inpainting, SuperResolution
-from anem.random import generators_for
+from anem.random import generators_for, normal
 from anem.restore import Restorer
 from anem.sample import MALA, Geometric, Noise
 
@@ -113,9 +113,10 @@ def test_dps_has_the_bias_of_its_recursion():
 
 def test_dps_clips_only_if_asked():
     world = World(4)
-    prior = Gaussian(world.mean + 0.5, Covariance(world.variance, "pixel"))  # many pixels above 1
-    plain, clipped = (world.draws(DPS(prior, steps=5, clip=clip)) for clip in (False, True))
-    assert float(plain.max()) > 1.1 > 1.02 > float(clipped.quantile(0.9))
+    for shift, beyond in ((0.5, lambda x: float((x - 1).quantile(0.9))), (-0.5, lambda x: float((0 - x).quantile(0.9)))):
+        prior = Gaussian(world.mean + shift, Covariance(world.variance, "pixel"))  # many pixels above 1, or below 0
+        plain, clipped = (beyond(world.draws(DPS(prior, steps=5, clip=clip))) for clip in (False, True))
+        assert plain > 0.1 > 0.02 > clipped
 
 
 # --- RED-Diff ---
@@ -132,6 +133,25 @@ def test_red_diff_settles_where_its_two_gradients_cancel():
     # The gradient is linear in μ and its noise symmetric, and so is where Adam settles: Student's t of the 64 draws, false alarms 1e-4.
     t = (x.mean(0) - expected[0]) / x.std(0) * len(x) ** 0.5
     assert float(t.abs().max()) < scipy.stats.t.isf(1e-4 / (2 * t.numel()), len(x) - 1)
+
+
+def test_red_diff_is_adam_with_the_authors_betas_from_the_pseudo_inverse():
+    """Three steps, by their formulas: the gradient for a Gaussian prior, moments 0.9 and 0.99, corrected for their start at 0."""
+    world = World(1)
+    bars, weight, lr = [0.2, 0.5, 0.7], 0.25, 0.1
+    x = world.draws(REDDiff(world.prior, weight=weight, learning_rate=lr, bars=bars))[0]
+    h, measured, d = world.h, int((world.h > 0).sum()), world.h.numel()
+    target = 2 * (world.one[0] - 0.5 * h)
+    mu, mean = h * target / (h.square() + 1e-3), 2 * world.mean - 1
+    noise = each_sample(lambda g: torch.stack([normal((1, *mu.shape), g, mu) for _ in bars]), 1, generators_for([0]), 1, mu.device)[0]
+    first, second = torch.zeros_like(mu), torch.zeros_like(mu)
+    for i, (bar, z) in enumerate(zip(bars, noise[:, 0], strict=True), 1):
+        level = ((1 - bar) / bar) ** 0.5
+        error = (1 - 4 * world.variance[0] / (4 * world.variance[0] + level**2)) * (mu + level * z - mean) / level
+        grad = h * (h * mu - target) / measured + weight * level * (error - z) / d
+        first, second = 0.9 * first + 0.1 * grad, 0.99 * second + 0.01 * grad.square()
+        mu = mu - lr * first / (1 - 0.9**i) / ((second / (1 - 0.99**i)).sqrt() + 1e-8)
+    torch.testing.assert_close(x, 0.5 * (mu + 1), rtol=1e-5, atol=1e-6)
 
 
 def test_red_diff_ignores_the_noise_of_the_measurement_and_has_no_spread():
@@ -197,6 +217,13 @@ def test_daps_tends_to_the_posterior_under_a_prior_of_twice_the_variance():
     torch.testing.assert_close(mean[0][~world.seen], world.mean[~world.seen])
 
 
+def test_daps_stays_stable_however_small_the_noise_it_is_told():
+    world = World(4)
+    daps = DAPS(world.prior, levels=10, ode=2, langevin=50, tau=None)
+    x = daps(world.measurement, world.operator, 1e-3, generators_for(range(4)))[0]
+    assert bool(torch.isfinite(x).all()) and float((x - world.one / world.h.clamp(min=0.5))[:, world.seen].abs().max()) < 0.01
+
+
 def test_daps_with_the_authors_tau_believes_the_measurement_more_than_it_should():
     world = World(1)
     mean, variance = daps_law(world, DAPS(world.prior), SIGMA)
@@ -223,6 +250,9 @@ def test_composition_draws_from_the_law_of_its_last_level():
     world = World(250)
     mean, variance = composition_law(world, 0.02)
     assert_law(world.draws(Composition(world.prior, levels=30, corrector=MALA(steps=8), lowest=0.02)), mean, variance)
+    # The last denoising counts where noise of the last level is left: 0.1² there is as much as the prior's least variance.
+    wide = Composition(world.prior, levels=20, corrector=MALA(steps=8), lowest=0.1)
+    assert_law(world.draws(wide), *composition_law(world, 0.1))
     # Which tends to the posterior, by λ/c at worst: 0.02²/0.01.
     assert float((variance / world.posterior_variance - 1).abs().max()) < 0.08
     assert float(((mean - world.posterior_mean).abs() / world.posterior_variance.sqrt()).max()) < 0.08

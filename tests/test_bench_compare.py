@@ -11,13 +11,16 @@ from anem.baselines import DAPS, DPS, Composition, ConditionalConfig, Conditiona
 from anem.bench import compare, harness
 from anem.bench.compare import Size
 from anem.bench.compare_data import Images
+from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, PRIORS, Method, find_prior
-from anem.bench.compare_problem import TASKS, Counted, restore
+from anem.bench.compare_problem import TASKS, Counted, Problem, restore
 from anem.bench.compare_table import markdown
-from anem.bench.harness import Report, run_bench
+from anem.bench.harness import Context, Report, run_bench
 from anem.data import MNIST_SPLITS
+from anem.energy import EnergyModel
 from anem.gaussian import make_mixture
 from anem.images import from_integers
+from anem.metrics import mean_statistic
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Inpainting, make_operator
 from anem.random import generators_for
@@ -78,7 +81,7 @@ def bench(tmp_path, monkeypatch):
         monkeypatch.setitem(MNIST_SPLITS, name, split)
     statistics = DataStatistics.fit(from_integers(torch.from_numpy(x)[:, None]))
     EnergyNetwork(NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4), statistics).save_pretrained(tmp_path / "model")
-    tiny = Size(restored={6: 3}, tasks=("blur",), settings=2, tuning=2, reference=12, diverse=2, shown=2)
+    tiny = Size(restored={6: 3}, tasks=("blur",), settings=2, tuning={6: 2}, reference=12, diverse=2, shown=2)
     monkeypatch.setattr(Size, "quick", lambda: tiny)
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
@@ -171,8 +174,74 @@ def test_a_method_that_breaks_down_is_a_row_without_figures(bench, monkeypatch):
 
     monkeypatch.setattr(compare, "restore", broken)
     figures = bench().figures
-    assert figures["blur, 6 calls/RED-Diff/setting"].value.endswith("diverged")
+    assert figures["blur, 6 calls/RED-Diff/setting"].value == "diverged"
     assert "blur, 6 calls/RED-Diff/PSNR" not in figures and f"blur, 6 calls/{OURS}/PSNR" in figures
+
+
+def test_a_setting_that_breaks_down_on_judged_images_gives_way_to_the_next_best(bench, monkeypatch):
+    best = {}
+
+    def broken(method, setting, model, problem, calls):
+        if "lr" in setting and problem.seeds[0] < compare.AGAIN and setting == best.get("RED-Diff"):
+            return None
+        return restore(method, setting, model, problem, calls)
+
+    trials = {k.split(": ")[1]: f.value for k, f in bench().figures.items() if "RED-Diff/tuning" in k}
+    best["RED-Diff"], second = sorted(trials, key=trials.get)
+    monkeypatch.setattr(compare, "restore", broken)
+    figures = bench(fresh=True).figures
+    assert figures["blur, 6 calls/RED-Diff/diverged"].value == best["RED-Diff"]
+    assert figures["blur, 6 calls/RED-Diff/setting"].value == second and "blur, 6 calls/RED-Diff/PSNR" in figures
+
+
+class MeanSquare:
+    """Every measure is the mean square error, KID the mean of that."""
+
+    def __init__(self, truth):
+        self.truth = truth
+
+    def scores(self, x, problem):
+        return {name: (x - problem.x).square().mean((1, 2, 3)) for name in ("PSNR", "LPIPS", "DISTS", "distance to m (σ)")}
+
+    def kernel(self, x):
+        return mean_statistic((x - self.truth).square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize(("errors", "broken", "holds"), [((0.1, 0.3), (), True), ((0.3, 0.1), (), False), ((None, 0.1), (OURS,), False)])
+def test_aims_are_judged_by_who_is_nearer_to_the_truth(tmp_path, errors, broken, holds):
+    """Ours better, worse, or broken down, when no aim holds; DISTS must be half of the rival's, and who broke down is no rival."""
+    problem = Problem.of(TASKS["blur"], torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(0)), 0)
+    restored = {name: problem.x + e for name, e in zip((OURS, "RED-Diff"), errors, strict=True) if e is not None}
+    context = Context(Report("compare", "c0ffee", 0, "c"), quick=False, out=tmp_path)
+    compare._differences(context, MeanSquare(problem.x), "blur, 6 calls", restored, problem, (*broken, "DPS"))
+    judged = {key: f.holds for key, f in context.report.figures.items() if f.aim}
+    assert judged == {
+        "blur, 6 calls/RED-Diff/LPIPS, ours minus it, settled": holds,
+        "blur, 6 calls/RED-Diff/KID, ours minus it, settled": holds,
+        "blur, 6 calls/DISTS, ours over the best Bayesian baseline": holds,
+    }
+
+
+def test_energies_are_compared_under_noise_of_their_own():
+    """Not that of the measurement, which would punish who keeps it; and an image less probable than the truth is above 0."""
+
+    class Model(EnergyModel):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.statistics = [], DataStatistics(1, 28, 28)
+
+        def energy(self, y, cov):
+            self.seen.append(y)
+            return y.square().flatten(1).sum(1)
+
+    problem = Problem.of(TASKS["box"], torch.full((4, 1, 28, 28), 0.5), 7)
+    judge = Judge.__new__(Judge)
+    judge.model, judge.distances, judge.features = Model(), {}, None
+    above = judge.scores(torch.full((4, 1, 28, 28), 0.9), problem)["energy above the truth's (nats/dim)"]
+    assert float(above.min()) > 0.5
+    noise = (judge.model.seen[1] - problem.x)[:, :, :4].flatten()
+    measured = (problem.measurement - problem.x)[:, :, :4].flatten()
+    assert abs(float(torch.corrcoef(torch.stack([noise, measured]))[0, 1])) < 0.25  # 448 numbers: five standard errors
 
 
 def test_the_table_is_made_from_figures_alone():

@@ -68,13 +68,84 @@ def test_the_exact_network_has_the_least_loss(module, generator):
     name = "palette" if module is palette_module else "indi"
     model = exact(name)
     x = 0.5 + 0.25 * torch.randn(2000, 1, 8, 8, generator=generator)
-    noise, seen = torch.randn(x.shape, generator=generator), torch.full(x.shape, 0.5)
+    noise, seen = torch.randn(x.shape, generator=generator), torch.full(x.shape, 0.8)
     level = module.levels(2000, generator).reshape(-1, 1, 1, 1)
     assert float(level.min()) > 0
-    best = float(module.loss(model, x, seen, level, noise).mean())
+    errors = module.loss(model, x, seen, level, noise).mean((1, 2, 3))
+    best, v, e2 = float(errors.mean()), model.variance, indi_module.NOISE**2
+    floor = v / (v + level) if name == "palette" else v * e2 * level / ((1 - level) ** 2 * v + e2 * level)
+    # The mean over 64 pixels of a squared normal has the deviation √(2/64) of its mean. Five of them.
+    assert abs(best - float(floor.mean())) < 5 * (2 / 64 * float(floor.square().mean()) / 2000) ** 0.5
     for variance in (0.1, 0.6):
         model.variance = variance
         assert float(module.loss(model, x, seen, level, noise).mean()) > best
+
+
+def test_indi_has_the_law_of_its_recursion():
+    """Every step is linear with Gaussian noise; mean and variance within 5 standard errors."""
+    operator, v, noise = Inpainting.centre_box((8, 8), 8), Exact.variance, indi_module.NOISE
+    x = 2 * InDI(exact("indi"), steps=4)(torch.zeros(40, 1, 8, 8, dtype=torch.float64), operator, 0.1, generators_for(range(40))) - 1
+    seen, mean, variance = -1.0, -1.0, noise**2
+    for t, then in ((1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.0)):
+        gain = (1 - t) * v / ((1 - t) ** 2 * v + noise**2 * t)
+        share = 1 - then / t
+        keep = 1 - share + share * gain
+        mean = keep * mean - share * gain * t * seen
+        variance = keep**2 * variance + (noise**2 * then**2 * (1 / then - 1 / t) if then else 0)
+    n = x.numel()
+    assert abs(float(x.mean()) - mean) < 5 * (variance / n) ** 0.5
+    assert float(x.var()) == pytest.approx(variance, rel=5 * (2 / n) ** 0.5)
+
+
+@pytest.mark.parametrize(("module", "make"), [(palette_module, Palette), (indi_module, InDI)], ids=["palette", "indi"])
+def test_the_network_is_asked_what_it_was_taught(module, make, generator):
+    """Measurement, x_t and level mean the same in the loss and in the sampler's first call."""
+    asked = []
+
+    class Recorder(Exact):
+        def forward(self, seen, x, level):
+            asked.append((seen, x, level))
+            return super().forward(seen, x, level)
+
+    name = make.__name__.lower()
+    model = Recorder(
+        NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=1, embedding=4),
+        ConditionalConfig(name, "inpaint-box", {"box": 4}, 0.1),
+        DataStatistics(1, 8, 8),
+    ).eval()
+    x = torch.rand(1, 1, 8, 8, generator=generator)
+    m = model.operator.measure(x, 0.1, generator)
+    make(model, steps=5)(m, model.operator, 0.1, generators_for([3]))
+    seen, x_t, level = asked[0]
+    asked.clear()
+    value = level.exp().reshape(-1, 1, 1, 1)
+    clean = 2 * x - 1
+    if name == "palette":
+        noise = (x_t * (1 + value).sqrt() - clean) / value.sqrt()
+    else:
+        noise = (x_t - (1 - value) * clean - value * seen) / (module.NOISE * value.sqrt())
+    module.loss(model, x, measurement_image(m, model.operator), value, noise)
+    for taught, wanted in zip(asked[0], (seen, x_t, level), strict=True):
+        torch.testing.assert_close(taught, wanted.to(taught), rtol=1e-4, atol=1e-4)
+
+
+def test_palette_keeps_what_was_measured_and_draws_the_rest():
+    """With a network that is exact in the missing pixels and useless elsewhere; mean and variance within 5 standard errors and 3 %."""
+
+    class Half(Exact):
+        def forward(self, seen, x, level):
+            assert torch.equal(x[..., measured], seen[..., measured])  # what it sees of them is the measurement
+            return super().forward(seen, x, level) * (self.operator.mask == 0).to(x)
+
+    config = ConditionalConfig("palette", "inpaint-box", {"box": 4}, 0.1)
+    model = Half(NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=1, embedding=4), config, DataStatistics(1, 8, 8)).eval()
+    measured = model.operator.mask[0] != 0
+    m = model.operator.measure(torch.full((160, 1, 8, 8), 0.7, dtype=torch.float64), 0.02, torch.Generator().manual_seed(0))
+    x = Palette(model, steps=200)(m, model.operator, 0.02, generators_for(range(160)))[0]
+    torch.testing.assert_close(x[..., measured], m[..., measured])
+    hidden = 2 * x[..., ~measured] - 1
+    assert abs(float(hidden.mean())) < 5 * 0.5 / hidden.numel() ** 0.5
+    assert float(hidden.var()) == pytest.approx(0.25, rel=5 * (2 / hidden.numel()) ** 0.5 + 0.03)
 
 
 def test_palette_learns_from_missing_pixels_only(generator):

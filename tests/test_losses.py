@@ -156,7 +156,7 @@ def test_calibration_is_a_bounded_function_of_what_is_off_and_leaves_the_error_a
 
 
 def test_what_is_left_of_the_noise_is_at_right_angles_to_the_best_prediction():
-    """Its product with the prediction has mean 0 and variance Σ s²a; a prior with twice the variance predicts too little, by a known amount.
+    """Its product with the prediction has mean 0 and variance Σ s²a; a prior of twice the variance predicts too little, by a known amount.
 
     4000 images: tolerance 5 standard errors, false-alarm rate 1e-6 a comparison.
     """

@@ -27,7 +27,7 @@ class DAPS:
         levels, ode: N, and Euler steps of each flow: N · ode network calls for a sample.
         langevin: steps at each level, without network calls.
         learning_rate: lr; 1e-4 (super-resolution, blur) or 5e-5 (box).
-        tau: τ, a setting of the authors'; None for the measurement's own σ.
+        tau: τ, a setting of the authors'; None for the measurement's own σ, with η ≤ σ², above which Langevin diverges.
         highest, lowest: σ of the first and the last level.
         samples: S.
 
@@ -65,6 +65,8 @@ class DAPS:
         for i, sigma in enumerate(sigmas):
             mean = self._flow(x + sigma * normal(x.shape, generators, x), sigma)
             eta = 0.25 * self.learning_rate * (1 - 0.99 * i / self.levels)
+            if self.tau is None:
+                eta = min(eta, 1 / float(precision.max()))
             x = mean
             for _ in range(self.langevin):
                 score = operator.adjoint((measurement - operator(x)) * precision) + (mean - x) / sigma**2

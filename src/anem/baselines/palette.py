@@ -24,21 +24,29 @@ def levels(batch: int, generator: torch.Generator) -> Tensor:
 def loss(model: ConditionalNetwork, x: Tensor, seen: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     """(ε̂ − ε)², on the missing pixels only where some are missing, (B, C, H, W)."""
     noisy = (2 * x - 1 + level.sqrt() * noise) / (1 + level).sqrt()
-    error = (model(2 * seen - 1, noisy, level.flatten().log()) - noise).square()
+    start = 2 * seen - 1
+    error = (model(start, pasted(model.operator, start, noisy), level.flatten().log()) - noise).square()
     if isinstance(model.operator, Inpainting):
         missing = (model.operator.mask == 0).to(error)
         error = error * missing / missing.mean()
     return error
 
 
+def pasted(operator: LinearOperator, seen: Tensor, x: Tensor) -> Tensor:
+    """x with the measured pixels as they were seen, where pixels are what is measured: the authors' way to inpaint."""
+    return torch.where(operator.mask.to(x.device) != 0, seen, x) if isinstance(operator, Inpainting) else x
+
+
 @dataclass(frozen=True)
 class Palette:
-    """Ancestral sampling with x̂₀ clamped to the range of images; measured pixels are noisy and not pasted back.
+    """Ancestral sampling with x̂₀ clamped to the range of images. Measured pixels, if that is what is measured, are pasted in at every step
+    and stay as noisy as they are: the network learns the missing ones only.
 
     Arguments:
         network: trained by :func:`loss` for the task.
         steps: network calls for a sample, up to 1000.
         samples: S.
+        clamp: x̂₀ to the range of images.
 
     References: Palette: Image-to-Image Diffusion Models (Saharia et al. 2022), arXiv 2111.05826.
     """
@@ -46,10 +54,12 @@ class Palette:
     network: ConditionalNetwork
     steps: int = 1000
     samples: int = 1
+    clamp: bool = True
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is that of the training, whatever is given."""
-        return restore_each(self.network, self._sample, self.samples, measurement, operator, generators)
+        x = restore_each(self.network, self._sample, self.samples, measurement, operator, generators)
+        return pasted(operator, operator.pseudo_inverse(measurement), x)
 
     @torch.no_grad()
     def _sample(self, seen: Tensor, generators: Generators) -> Tensor:
@@ -58,7 +68,8 @@ class Palette:
         for now, then in zip(bars[:-1], bars[1:], strict=True):
             before, after = (1 - now) / now, (1 - then) / then
             level = y.new_full((len(y),), before).log()
-            clean = (y - before**0.5 * self.network(seen, now**0.5 * y, level)).clamp(-1, 1)
+            clean = y - before**0.5 * self.network(seen, pasted(self.network.operator, seen, now**0.5 * y), level)
+            clean = clean.clamp(-1, 1) if self.clamp else clean
             ratio = after / before
             y = clean + ratio * (y - clean)
             if after > 0:

@@ -14,7 +14,11 @@ from anem.energy import EnergyModel
 from anem.metrics import DISTS, LPIPS, DigitClassifier, Inception, Statistic, consistency, kernel_statistic, psnr, ssim
 from anem.random import generators_for
 
-__all__ = ["Judge"]
+__all__ = ["NOISE", "Judge"]
+
+
+NOISE = 20_000_000
+"""Added to the seeds of a problem: those of the noise under which energies are compared."""
 
 
 class Judge:
@@ -44,7 +48,7 @@ class Judge:
         out |= {name: distance(shown, problem.x) for name, distance in self.distances.items()}
         out["distance to m (σ)"] = consistency(x, problem.measurement, problem.operator, problem.task.sigma)
         cov = Covariance.white(1e-4, x.shape, like=x)
-        noise = cov.sample(generators_for(problem.seeds))
+        noise = cov.sample(generators_for([seed + NOISE for seed in problem.seeds]))  # not that of the measurement
         energies = [-self.model.log_prob(z + noise, cov) for z in (shown, problem.x)]
         out["energy above the truth's (nats/dim)"] = (energies[0] - energies[1]) / x[0].numel()
         return out

@@ -78,10 +78,10 @@ def _ours(kernel: str | Kernel, corrector: Corrector | None = None, power: float
     return make
 
 
-def _composition(steps: int, step_size: float | None = None) -> Make:
+def _composition(steps: int, highest: float | None = None) -> Make:
     def make(model: EnergyModel, calls: int) -> Restorer:
         each = min(steps, calls // 2 - 1)  # at least two levels
-        return Composition(model, levels=calls // (1 + each), corrector=MALA(steps=each, step_size=step_size))
+        return Composition(model, levels=calls // (1 + each), corrector=MALA(steps=each), highest=highest)
 
     return make
 
@@ -96,6 +96,10 @@ def _paper(corrections: int, snr: float) -> Make:
 
 def _dps(scale: float) -> Make:
     return lambda model, calls: DPS(model, scale, steps=calls)
+
+
+def _palette(share: float, clamp: bool = True) -> Make:
+    return lambda network, calls: Palette(network, steps=max(1, round(share * calls)), clamp=clamp)
 
 
 def _indi(share: float) -> Make:
@@ -119,9 +123,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         OURS: Method("anisotropic", _SAMPLER, rival=False),
         "ours, bundled": Method("given", _SAMPLER, rival=False),
-        "paper's sampler": Method(
-            "anisotropic", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}, rival=False
-        ),
+        "paper's sampler": Method("anisotropic", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}),
         "DPS": Method("isotropic", {f"ζ = {z}": _dps(z) for z in (0.3, 1.0, 2.0, 4.0)}),
         "RED-Diff": Method(
             "isotropic", {f"lr {r}, λ {w}": _red_diff(r, w) for r, w in ((0.1, 0.25), (0.25, 0.25), (0.03, 0.25), (0.1, 1.0))}
@@ -137,9 +139,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "composition": Method(
             "isotropic",
-            {f"{s} MALA": _composition(s) for s in (1, 4, 9)} | {"4 MALA, ε 0.5": _composition(4, 0.5)},
+            {f"{s} MALA": _composition(s) for s in (1, 4, 9)} | {"4 MALA from σ = 1": _composition(4, 1.0)},
         ),
-        "Palette": Method("conditional", {"ancestral": lambda network, calls: Palette(network, steps=calls)}, tasks=_CONDITIONAL),
+        "Palette": Method(
+            "conditional",
+            {f"{s:.0%} of the calls": _palette(s) for s in (1.0, 0.4, 0.1)} | {"no clamp": _palette(1.0, clamp=False)},
+            tasks=_CONDITIONAL,
+        ),
         "InDI": Method("conditional", {f"{s:.0%} of the calls": _indi(s) for s in (1.0, 0.4, 0.1, 0.02)}, tasks=_CONDITIONAL),
     }
 )
