@@ -17,7 +17,7 @@ from anem.cli import main
 from anem.cli.degradation import TASKS
 from anem.gaussian import make_power_law_gaussian
 from anem.metrics import psnr
-from anem.sample import KERNELS, SCHEDULES
+from anem.sample import KERNELS, SCHEDULES, as_kernel
 
 SIZE = 16
 
@@ -139,7 +139,12 @@ def test_the_tasks_of_the_help_are_all():
     assert tuple(TASKS.split(", ")) == anem.TASKS
 
 
-@pytest.mark.parametrize("sampler", KERNELS)
+@pytest.mark.parametrize("sampler", [name for name in KERNELS if not as_kernel(name).stochastic])
+def test_a_flow_is_not_taken_for_samples(sampler, pictures, anem_refuses):
+    assert "deterministic" in anem_refuses("restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST)
+
+
+@pytest.mark.parametrize("sampler", [name for name in KERNELS if as_kernel(name).stochastic])
 def test_every_sampler_runs(sampler, pictures, anem_says):
     assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST)
 
@@ -508,6 +513,49 @@ def test_train_refuses_in_one_line(monkeypatch, anem_refuses):
 
     monkeypatch.setattr("anem.train.train", diverge)
     assert "at step 3" in anem_refuses("train", "c.toml")
+
+
+def test_train_skips_what_it_cannot_read_in_one_line_or_stops_there(anem_refuses, capsys):
+    folder = Path("pictures")
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "9.png").write_bytes(b"no picture")
+    shape = "[model.overrides]\nchannels = [4]\nblocks = [1]\nstem = 1\nembedding = 4\nrounds = 1\n"
+    log = "[log]\nprogress = false\ntensorboard = false\n"
+    Path("c.toml").write_text(f'output = "r"\nimages = 4\nbatch_size = 4\ndevice = "cpu"\n{shape}{log}[data]\npath = "pictures"\n')
+    assert "9.png" in anem_refuses("train", "c.toml", "--strict") and not Path("r").exists()
+    assert main(["train", "c.toml"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["anem: warning: pictures: skipped 1 of 5 files as unreadable: 9.png"]
+
+
+def test_a_training_that_cannot_start_writes_nothing(anem_refuses):
+    np.save("x.npy", np.zeros((4, 9, 9), np.uint8))
+    Path("c.toml").write_text('output = "r"\n[noise]\nonly = ["block-means-4"]\n[data]\npath = "x.npy"\n[log]\ntensorboard = false\n')
+    assert "wanted a family that fits images of 9 x 9" in anem_refuses("train", "c.toml") and not Path("r").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+def test_too_little_memory_is_said_in_one_line(error, pictures, anem_refuses, monkeypatch):
+    def fails(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("anem.hub.load", fails)
+    assert "out of memory" in anem_refuses("restore", pictures / "a.png", "--task", "denoise", *FAST)
+    monkeypatch.setattr("anem.hub.load", lambda *a, **b: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["restore", str(pictures / "a.png"), "--task", "denoise"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scale", 100_000, "--sigma", 0.1), "--scale: wanted between 1 and 64"),
+        (("--task", "deblur-motion", "--length", "1e9"), "length: wanted a motion blur no longer than the image"),
+    ],
+)
+def test_degradations_far_larger_than_the_image_are_refused_before_they_are_made(options, message, pictures, anem_refuses):
+    assert message in anem_refuses("restore", pictures / "a.png", *options)
 
 
 @pytest.fixture

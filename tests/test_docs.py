@@ -1,6 +1,7 @@
 """What the documents name exists: tests, public names, commands."""
 
 import ast
+import doctest
 import re
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,11 @@ def test_every_derivation_names_tests_that_exist(section):
     files, tests = re.findall(r"`(test_\w+\.py)`", named), re.findall(r"`(test_\w+)`", named)
     assert files and tests
     assert set(tests) - set().union(*(functions(file) for file in files)) == set()
+
+
+def test_the_example_of_an_energy_of_ones_own_runs():
+    failed, attempted = doctest.testmod(import_module("anem.gaussian"))
+    assert not failed and attempted > 3
 
 
 def test_the_python_of_the_readme_uses_names_that_exist():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import anem
 from anem.bench import BENCHES, harness
-from anem.bench.harness import Context, Report, judge, load_bench, run_bench, table, write_json
+from anem.bench.harness import Context, Report, judge, load_bench, run_bench, table, weights_digest, write_json
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_json_file_has_the_promised_form_and_no_nan(start, tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     data = json.loads((tmp_path / "b.json").read_text(), parse_constant=refuse)
-    assert set(data) == {"name", "commit", "seed", "wall_s", "command", "figures"}
+    assert set(data) == {"name", "commit", "weights", "seed", "wall_s", "command", "figures"}
     assert data["figures"]["good"] == {"value": 1.0, "aim": "≤ 2", "holds": True}
     assert data["figures"]["undefined"] == {"value": "nan", "aim": "≤ 2", "holds": False}
     assert report.missed == ["undefined"]
@@ -160,6 +160,42 @@ def test_another_commit_starts_over(start, monkeypatch):
     monkeypatch.setattr(harness, "commit", lambda: "decaf")
     assert start(bench(made)).commit == "decaf"
     assert made == [0, 1, 2, 0, 1, 2]
+
+
+def test_an_earlier_report_stays_until_there_is_a_figure_and_beside_it_after(start, tmp_path):
+    """A run that fails at once, by a wrong option, costs no result."""
+    start(bench([]))
+    file = tmp_path / "b.json"
+    before = file.read_text(encoding="utf-8")
+
+    def fails(c):
+        raise ValueError("no data")
+
+    with pytest.raises(ValueError, match="no data"):
+        start(fails, command="another")
+    assert file.read_text(encoding="utf-8") == before
+    start(bench([]), command="another")
+    kept = file.with_name(f"{file.name}.bak")
+    assert kept.read_text(encoding="utf-8") == before and '"another"' in file.read_text(encoding="utf-8")
+
+
+def test_other_weights_start_over(start, monkeypatch):
+    made = []
+    monkeypatch.setattr("anem.bench.harness.weights_digest", lambda model: "one")
+    start(bench(made))
+    count = len(made)
+    start(bench(made))
+    assert len(made) == count
+    monkeypatch.setattr("anem.bench.harness.weights_digest", lambda model: "two")
+    assert start(bench(made)).weights == "two" and len(made) == 2 * count
+
+
+def test_the_digest_of_weights_is_of_the_file(tmp_path):
+    assert weights_digest(str(tmp_path)) == "" == weights_digest(str(tmp_path / "nowhere"))
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    first = weights_digest(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert len(first) == 12 and weights_digest(str(tmp_path)) != first
 
 
 def test_time_adds_up_over_interruptions(start, monkeypatch):

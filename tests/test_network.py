@@ -9,6 +9,7 @@ import torch
 from anem.bases import BlockDCT, Fourier, Mixed, Pixel, as_basis
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
+from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 
@@ -164,6 +165,48 @@ def test_presets():
     small = EnergyNetwork(NetworkConfig.preset("small"), DataStatistics(1, 28, 28))
     assert 3e5 <= sum(p.numel() for p in small.parameters()) <= 1e6
     assert as_basis("pixel") == Pixel()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": (0, 4)}, "channels: wanted >= 1"),
+        ({"channels": (), "blocks": ()}, "channels: wanted >= 1"),
+        ({"norm": 7}, "norm: wanted a divisor of the channels"),
+        ({"stem": 0}, "stem: wanted >= 1"),
+        ({"rounds": -2}, "rounds: wanted >= 0"),
+        ({"attention": (3,)}, "attention: wanted levels between 0 and 1"),
+        ({"dropout": 1.0}, "dropout: wanted a probability below 1"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig().override(**change)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (20, 36)])
+def test_the_largest_preset_takes_a_training_step_in_colour(height, width):
+    """Also where 16 divides neither side. The step is small enough to be downhill, and reaches nearly all weights."""
+    if (height, width) == (64, 64):
+        model = EnergyNetwork(NetworkConfig.preset("paper"), DataStatistics(3, height, width))
+        assert sum(p.numel() for p in model.parameters()) > 2e7
+    else:
+        model = EnergyNetwork(NetworkConfig((8, 8, 8, 8), (1, 1, 1, 1), (2,), 1, 8, 4), DataStatistics(3, height, width))
+    model.train(height == 64)
+    x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    cov = Covariance.white(0.01, x.shape, like=x)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-6)
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(2)  # the same dropout twice
+        optimiser.zero_grad()
+        total = dual_score_loss(model, x, cov, noise).total
+        total.backward()
+        losses.append(float(total.detach()))
+        assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+        optimiser.step()
+    assert losses[1] < losses[0]
 
 
 def test_untrained_energy_of_white_noise_has_one_description_at_small_noise():

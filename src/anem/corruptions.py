@@ -262,6 +262,10 @@ class NoiseConfig:
         unknown = (set(self.weights) | set(self.only)) - set(self.family_names)
         if unknown:
             raise ValueError(f"noise: unknown families {sorted(unknown)}: wanted some of {', '.join(self.family_names)}")
+        if not all(0 <= weight < math.inf for weight in self.weights.values()):
+            raise ValueError(f"noise.weights: wanted finite numbers >= 0, got {self.weights}")
+        if not float(self.family_weights().sum()) > 0:
+            raise ValueError("noise: wanted a family of some weight, got none")
 
     @property
     def family_names(self) -> tuple[str, ...]:
@@ -302,11 +306,16 @@ def draw_covariances(
     Arguments:
         shape: (B, C, H, W). statistics: for the default λ_max. generator: a CPU generator; the draw depends on nothing else.
         families: the kinds of covariance; block DCT families that do not fit the image size are left out.
+
+    Raises:
+        ValueError: none is left.
     """
     batch, channels, height, width = shape
     bases = [as_basis(f.basis) for f in families]
     fits = torch.tensor([not isinstance(b, BlockDCT) or (height % b.size == 0 and width % b.size == 0) for b in bases])
     weights = config.family_weights(families) * fits
+    if not float(weights.sum()) > 0:
+        raise ValueError(f"noise: wanted a family that fits images of {height} x {width}, got none of some weight")
     low, high = math.log(config.lambda_min), math.log(config.lambda_max or statistics.lambda_max)
     names = list(dict.fromkeys(f.basis for f in families))
     basis_of = torch.tensor([names.index(f.basis) for f in families])

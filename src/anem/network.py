@@ -71,6 +71,17 @@ class NetworkConfig:
             raise ValueError(f"form: wanted 'anchored' or 'inner', got {self.form!r}")
         if len(self.channels) != len(self.blocks):
             raise ValueError(f"blocks: wanted one number a level, {len(self.channels)}, got {len(self.blocks)}")
+        least = {"channels": 1, "blocks": 0, "stem": 1, "embedding": 1, "norm": 0, "rounds": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if not value and isinstance(value, tuple) or min(value if isinstance(value, tuple) else (value,)) < bound:
+                raise ValueError(f"{name}: wanted >= {bound}, got {value}")
+        if any(level not in range(len(self.channels)) for level in self.attention):
+            raise ValueError(f"attention: wanted levels between 0 and {len(self.channels) - 1}, got {self.attention}")
+        if self.norm and any(c % self.norm for c in self.channels):
+            raise ValueError(f"norm: wanted a divisor of the channels {self.channels}, or 0 for none, got {self.norm}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: wanted a probability below 1, got {self.dropout}")
 
     @classmethod
     def preset(cls, name: str) -> NetworkConfig:

@@ -30,7 +30,7 @@ from anem.operators import LinearOperator, make_operator
 from anem.random import Generators
 from anem.statistics import DataStatistics
 from anem.train import Parts, TrainConfig
-from anem.train.config import from_dict
+from anem.train.config import from_dict, stricter
 from anem.train.parts import network_config
 
 __all__ = ["ConditionalConfig", "ConditionalNetwork", "conditional_parts", "load_conditional", "measurement_image", "restore_each"]
@@ -176,8 +176,8 @@ def conditional_parts(
     )
 
 
-def load_conditional(path: str | Path) -> tuple[TrainConfig, Parts] | None:
-    """The training run of a TOML file with a table ``[conditional]``; None for a file without.
+def load_conditional(path: str | Path, strict: bool = False) -> tuple[TrainConfig, Parts] | None:
+    """The training run of a TOML file with a table ``[conditional]``; None for a file without. ``strict``: as if it said so of its data.
 
     Raises:
         ValueError: the file is not TOML, a key is unknown, or a value has the wrong type.
@@ -192,5 +192,6 @@ def load_conditional(path: str | Path) -> tuple[TrainConfig, Parts] | None:
         return None
     problem = from_dict(ConditionalConfig, mapping.pop("conditional"), where="conditional.")
     config = from_dict(TrainConfig, mapping)
+    config = stricter(config) if strict else config
     method = {"palette": palette, "indi": indi}[problem.method]
     return config, conditional_parts(config, problem, method.levels, method.loss)

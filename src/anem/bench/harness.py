@@ -21,6 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import anem
+from anem.hub import locate
 from anem.network import EnergyNetwork
 
 __all__ = ["Context", "Figure", "Report", "commit", "judge", "load_bench", "run_bench", "table", "write_json"]
@@ -77,6 +78,7 @@ class Report:
         seed: of all random numbers.
         command: the command line that repeats the run.
         wall_s: seconds spent, those of interrupted runs included.
+        weights: digest of those of the model given; "" if there is none.
         figures: by key, in the order they were made.
     """
 
@@ -85,6 +87,7 @@ class Report:
     seed: int
     command: str
     wall_s: float = 0.0
+    weights: str = ""
     figures: dict[str, Figure] = field(default_factory=dict)
 
     @property
@@ -95,7 +98,8 @@ class Report:
     def as_dict(self) -> dict:
         """The JSON form."""
         figures = {k: {"value": f.value, "aim": f.aim, "holds": f.holds} for k, f in self.figures.items()}
-        head = {"name": self.name, "commit": self.commit, "seed": self.seed, "wall_s": round(self.wall_s, 3), "command": self.command}
+        head = {"name": self.name, "commit": self.commit, "weights": self.weights, "seed": self.seed}
+        head |= {"wall_s": round(self.wall_s, 3), "command": self.command}
         return head | {"figures": figures}
 
     @classmethod
@@ -108,7 +112,7 @@ class Report:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             figures = {k: Figure(f["value"], f["aim"], f["holds"]) for k, f in data["figures"].items()}
-            return cls(data["name"], data["commit"], data["seed"], data["command"], data["wall_s"], figures)
+            return cls(data["name"], data["commit"], data["seed"], data["command"], data["wall_s"], data.get("weights", ""), figures)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not a bench report; move it away to start afresh") from error
 
@@ -245,8 +249,9 @@ def run_bench(
     Arguments:
         run: the bench.
         name: its name.
-        command: the command line that repeats the run. Figures in ``json_file`` are taken over if command, seed and commit are the same.
-        json_file: the report, rewritten atomically after every figure.
+        command: the command line that repeats the run. Figures in ``json_file`` are taken over if command, seed, commit and weights are
+            the same.
+        json_file: the report, rewritten atomically after every figure. Another report there is kept as ``json_file``.bak.
         out: folder for the bench's own files, created.
         fresh: start over even if figures could be taken over.
         on_figure: called after every new figure.
@@ -254,24 +259,32 @@ def run_bench(
     Raises:
         ValueError: ``json_file`` exists and is not a bench report.
     """
-    report = Report(name, commit(), seed, command)
+    report = Report(name, commit(), seed, command, weights=weights_digest(model))
+    another = False
     if json_file.exists():
         earlier = Report.read(json_file)
-        same = (earlier.name, earlier.commit, earlier.seed, earlier.command) == (name, report.commit, seed, command)
-        report = earlier if same and not fresh else report
+        same = all(getattr(earlier, key) == getattr(report, key) for key in ("name", "commit", "seed", "command", "weights"))
+        another = not same or fresh
+        report = report if another else earlier
     out.mkdir(parents=True, exist_ok=True)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
     spent, start = report.wall_s, time.perf_counter()
 
-    def save(key: str, figure: Figure) -> None:
+    def write() -> None:
+        nonlocal another
+        if another:  # only now that there is something to put in its place
+            json_file.replace(json_file.with_name(f"{json_file.name}.bak"))
+            another = False
         report.wall_s = spent + time.perf_counter() - start
         write_json(json_file, report.as_dict())
+
+    def save(key: str, figure: Figure) -> None:
+        write()
         on_figure(key, figure)
 
-    write_json(json_file, report.as_dict())
     settings = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods, "trained": trained}
     run(Context(report, quick=quick, out=out, save=save, dataset=dataset, compile=compile, **settings))
-    report.wall_s = spent + time.perf_counter() - start
-    write_json(json_file, report.as_dict())
+    write()
     return report
 
 
@@ -305,6 +318,14 @@ def write_json(file: Path, data: dict) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             part.unlink()
+
+
+def weights_digest(model: str) -> str:
+    """What identifies the weights of a model by name or folder; "" where there are none."""
+    try:
+        return hashlib.sha256((locate(model) / "model.safetensors").read_bytes()).hexdigest()[:12]
+    except (ValueError, OSError):
+        return ""
 
 
 def commit() -> str:

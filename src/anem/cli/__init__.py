@@ -76,6 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"anem: error: {one_line(error)}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        from anem.sample.posterior import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print(f"anem: error: out of memory; fewer or smaller images, or samples, need less ({one_line(error)})", file=sys.stderr)
+        return 2
 
 
 def parse(arguments: Sequence[str]) -> Restore | LogProb | Estimate | Diagnose | Audit | Models | Train | Bench:

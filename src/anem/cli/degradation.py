@@ -82,6 +82,8 @@ class Degradation:
         if self.kernel is not None:
             return KernelBlur(read_kernel(self.kernel))
         if self.scale is not None:
+            if not 1 <= self.scale <= 64:
+                raise ValueError(f"--scale: wanted between 1 and 64, got {self.scale}")
             return SuperResolution(self.scale)
         task = self.task or ""
         shrunk = int(task[2:]) if self.measured and task in ("sr2", "sr4") else 1
@@ -132,6 +134,8 @@ def read_kernel(path: Path) -> Tensor:
         array = read_npy(path)
         if array.ndim != 2 or array.dtype.kind not in "fiu" or array.size == 0:
             raise ValueError(f"{path}: wanted a kernel (height, width) of numbers, got {array.dtype} of shape {array.shape}")
+        if not array.any():
+            raise ValueError(f"{path}: wanted a kernel with numbers other than 0, got zeros")
         return torch.from_numpy(array.astype("float64"))
     kernel = torch.from_numpy(read_array(path, channels=1)[..., 0].astype("float64"))
     if not kernel.sum() > 0:

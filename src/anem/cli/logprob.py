@@ -72,6 +72,7 @@ class LogProb:
         import torch
 
         from anem.cli.files import read_images
+        from anem.corruptions import NoiseConfig
         from anem.hub import load
         from anem.images import to_integers
         from anem.likelihood import bits_per_dim
@@ -92,6 +93,6 @@ class LogProb:
         shape = observation.y.shape
         measured = int(operator.measured(shape, measurement).expand(shape)[0].sum())
         figures = {"log_prob": -energy, "log_evidence": evidence, "bits_per_dim": 8 - evidence / (measured * math.log(2))}
-        if self.degradation.task == "denoise" and not self.degradation.real and self.degradation.noise > 0:
+        if self.degradation.task == "denoise" and not self.degradation.real and self.degradation.noise**2 >= NoiseConfig.lambda_min:
             figures["bits_per_dim_8bit"] = bits_per_dim(model, to_integers(images), self.degradation.noise, generators).total
         return [{"name": name} | {key: float(value[b]) for key, value in figures.items()} for b, name in enumerate(names)]

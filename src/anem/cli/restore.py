@@ -68,6 +68,7 @@ class Restore:
 
         from anem.cli.files import new_folder, write_record
         from anem.cli.report import table
+        from anem.sample import as_kernel
 
         if not self.images and not self.degradation.given() and self.blind is None:
             self.degradation.task = "inpaint-box"
@@ -75,6 +76,8 @@ class Restore:
         check_seed(self.seed)
         if self.samples < 1 or self.steps < 1:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
+        if not as_kernel(self.sampler).stochastic:
+            raise ValueError(f"--sampler: wanted one that draws samples, {self.sampler} is deterministic: one image, and no spread")
         with new_folder(self.out) as folder:
             result = self.restore(folder)
             result.write(folder)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
+
+from anem.cli.options import Flag
 
 
 @dataclass
@@ -26,8 +29,15 @@ class Train:
     """images to see in all"""
     minutes: Annotated[float | None, arg(metavar="MINUTES", help_behavior_hint="(default: as the file says)")] = None
     """stop after this time, to be continued"""
+    strict: Flag = False
+    """stop at a file that is no readable image, in place of skipping it"""
 
     def run(self) -> int:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *where: print(f"anem: warning: {message}", file=sys.stderr)
+            return self._train()
+
+    def _train(self) -> int:
         from anem.baselines import load_conditional
         from anem.train import Callback, NonFiniteLoss, TrainState, load_config, train
         from anem.train.callbacks import default_callbacks
@@ -42,7 +52,7 @@ class Train:
 
         if self.minutes is not None and not 0 <= self.minutes < float("inf"):
             raise ValueError(f"--minutes: wanted a time >= 0 (0: no limit), got {self.minutes}")
-        config, parts = load_conditional(self.config) or (load_config(self.config), None)
+        config, parts = load_conditional(self.config, self.strict) or (load_config(self.config, self.strict), None)
         config = replace(
             config,
             output=config.output if self.output is None else str(self.output),

@@ -206,7 +206,10 @@ class LinearOperator(ABC):
             return inner if self.is_identity else self
         product = self._after(inner)
         if product is None:
-            bases = f"diagonal in {self.basis.name!r} and {inner.basis.name!r}"
+            same = self.basis == inner.basis
+            bases = f"diagonal in {self.basis.name!r}" + (
+                ", which images of another size do not share" if same else f" and {inner.basis.name!r}"
+            )
             raise ValueError(f"{self.name} after {inner.name}: wanted two operators that one basis makes diagonal, got {bases}")
         return product
 

@@ -75,12 +75,13 @@ class KernelBlur(Blur):
     """Circular convolution with a given kernel, used as it is (not normalised).
 
     Arguments:
-        kernel: finite, of shape (kh, kw), (C or 1, kh, kw) or (P, C or 1, kh, kw).
+        kernel: tensor or array of floats, finite, of shape (kh, kw), (C or 1, kh, kw) or (P, C or 1, kh, kw).
     """
 
     name = "kernel blur"
 
     def __init__(self, kernel: Tensor) -> None:
+        kernel = torch.as_tensor(kernel)
         if kernel.ndim not in (2, 3, 4):
             raise ValueError(f"kernel: wanted shape (kh, kw), (C, kh, kw) or (P, C, kh, kw), got {tuple(kernel.shape)}")
         if not kernel.is_floating_point() or not kernel.numel() or not bool(torch.isfinite(kernel).all()):

@@ -53,7 +53,7 @@ class Inpainting(_Pixelwise):
     """H = diag(mask): pixels of mask 0 are hidden, 1 seen, anything between attenuated.
 
     Arguments:
-        mask: finite, ≥ 0, of shape (H, W), (C or 1, H, W) or (P, C or 1, H, W); a mask per channel is a mosaic.
+        mask: tensor or array, finite, ≥ 0, of shape (H, W), (C or 1, H, W) or (P, C or 1, H, W); a mask per channel is a mosaic.
         hidden_measured: whether the hidden pixels of a measurement hold noise of the same σ, which then counts in the evidence. By
             default they were never measured: :meth:`measure` leaves them 0 and their values in a measurement are ignored. Masks are
             comparable by evidence only if every one of them leaves the same pixels measured.
@@ -62,6 +62,7 @@ class Inpainting(_Pixelwise):
     name = "inpainting"
 
     def __init__(self, mask: Tensor, hidden_measured: bool = False) -> None:
+        mask = torch.as_tensor(mask)
         if mask.ndim not in (2, 3, 4):
             raise ValueError(f"mask: wanted shape (H, W), (C, H, W) or (P, C, H, W), got {tuple(mask.shape)}")
         if not bool((torch.isfinite(mask) & (mask >= 0)).all()):

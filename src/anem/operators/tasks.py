@@ -67,6 +67,8 @@ def make_operator(
         case "deblur":
             operator: LinearOperator = GaussianBlur(kernel_size, std)
         case "deblur-motion":
+            if not length <= height + width:
+                raise ValueError(f"length: wanted a motion blur no longer than the image, {height} x {width}, got {length}")
             operator = MotionBlur(length, angle)
         case "sr2" | "sr4":
             operator = SuperResolution(int(task[2:]))

@@ -188,13 +188,18 @@ def _in_chunks(run: Callable[[range], _Part], total: int, chunk: int) -> list[_P
         chains = range(start, min(start + chunk, total))
         try:
             parts.append(run(chains))
-        except torch.OutOfMemoryError:
-            if len(chains) == 1:
+        except RuntimeError as error:
+            if len(chains) == 1 or not out_of_memory(error):
                 raise
             chunk = len(chains) // 2
             continue
         start = chains.stop
     return parts
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: torch says so in an error of its own on a GPU, in a plain RuntimeError on the CPU."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def chain_seed(seed: int, sample: int) -> int:

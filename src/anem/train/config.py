@@ -75,6 +75,13 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"optimiser.learning_rate: wanted a finite number > 0, got {self.learning_rate}")
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 <= self.epsilon < math.inf:
+            raise ValueError(f"optimiser: wanted 0 <= betas < 1 and epsilon >= 0, got {self.betas} and {self.epsilon}")
+        if not 0 <= self.clip_norm < math.inf:
+            raise ValueError(f"optimiser.clip_norm: wanted a finite number >= 0 (0: no clipping), got {self.clip_norm}")
+        if self.warmup_images < 0 or not 0 <= self.final_ratio <= 1:
+            given = f"{self.warmup_images} and {self.final_ratio}"
+            raise ValueError(f"optimiser: wanted warmup_images >= 0 and final_ratio between 0 and 1, got {given}")
         if self.decay == "inverse_sqrt" and self.decay_start <= 0:
             raise ValueError(f"optimiser.decay_start: inverse_sqrt wants > 0, got {self.decay_start}")
         if self.decay == "cosine" and self.decay_images <= 0:
@@ -108,6 +115,12 @@ class EMAConfig:
     ramp_up: float = 0.1
     relative_width: float = 0.05
 
+    def __post_init__(self) -> None:
+        if self.half_life < 1 or not 0 <= self.ramp_up < math.inf:
+            raise ValueError(f"ema: wanted half_life >= 1 and ramp_up >= 0, got {self.half_life} and {self.ramp_up}")
+        if not 0 < self.relative_width < 0.288:
+            raise ValueError(f"ema.relative_width: wanted a number between 0 and 0.288, got {self.relative_width}")
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -117,6 +130,11 @@ class EvaluationConfig:
     images: int = 256
     batch_size: int = 64
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.images < 1 or self.batch_size < 1 or self.seed < 0:
+            given = f"{self.steps}, {self.images}, {self.batch_size} and {self.seed}"
+            raise ValueError(f"evaluation: wanted steps >= 0, images >= 1, batch_size >= 1 and seed >= 0, got {given}")
 
 
 @dataclass(frozen=True)
@@ -128,8 +146,9 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise ValueError(f"checkpoint.keep: wanted >= 1, got {self.keep}")
+        if self.keep < 1 or self.steps < 0 or not 0 <= self.minutes < math.inf:
+            given = f"{self.keep}, {self.steps} and {self.minutes}"
+            raise ValueError(f"checkpoint: wanted keep >= 1, steps >= 0 and minutes >= 0, got {given}")
 
 
 @dataclass(frozen=True)
@@ -207,6 +226,8 @@ class TrainConfig:
         for name in ("images", "batch_size", "accumulation", "statistics_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: wanted >= 0, got {self.seed}")
         for name in ("weight", "balance", "collective", "calibration", "projection", "bound", "discount", "max_minutes", "threads"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
@@ -221,17 +242,25 @@ class TrainConfig:
             raise ValueError(f"accumulation: wanted a divisor of batch_size {self.batch_size}, got {self.accumulation}")
 
 
-def load_config(path: str | Path) -> TrainConfig:
-    """The training run described by a TOML file.
+def load_config(path: str | Path, strict: bool = False) -> TrainConfig:
+    """The training run described by a TOML file; ``strict``: as if it said so of all its data.
 
     Raises:
-        ValueError: the file is not TOML, a key is unknown, or a value has the wrong type.
+        FileNotFoundError: no such file.
+        ValueError: not TOML, an unknown key, or a value of the wrong type or range.
     """
     try:
-        mapping = tomllib.loads(Path(path).read_text())
+        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
-    return from_dict(TrainConfig, mapping)
+    config = from_dict(TrainConfig, mapping)
+    return stricter(config) if strict else config
+
+
+def stricter(config: TrainConfig) -> TrainConfig:
+    """The same run, but that unreadable files are errors."""
+    held_out = None if config.held_out is None else dataclasses.replace(config.held_out, strict=True)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, strict=True), held_out=held_out)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
