@@ -535,7 +535,7 @@ def test_a_training_that_cannot_start_writes_nothing(anem_refuses):
     assert "wanted a family that fits images of 9 x 9" in anem_refuses("train", "c.toml") and not Path("r").exists()
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you asked for 9 bytes")])
 def test_too_little_memory_is_said_in_one_line(error, pictures, anem_refuses, monkeypatch):
     def fails(*arguments, **options):
         raise error

@@ -191,7 +191,7 @@ def test_the_largest_preset_takes_a_training_step_in_colour(height, width):
         model = EnergyNetwork(NetworkConfig.preset("paper"), DataStatistics(3, height, width))
         assert sum(p.numel() for p in model.parameters()) > 2e7
     else:
-        model = EnergyNetwork(NetworkConfig((8, 8, 8, 8), (1, 1, 1, 1), (2,), 1, 8, 4), DataStatistics(3, height, width))
+        model = EnergyNetwork(NetworkConfig((8, 8, 64, 8), (1, 1, 1, 1), (2,), 1, 8, 4), DataStatistics(3, height, width))
     model.train(height == 64)
     x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))

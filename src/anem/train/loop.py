@@ -106,7 +106,8 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
 
     statistics = copy.deepcopy(model.statistics).cpu()
     fast = fast_step(config, module, accelerator.device) if pieces == 1 else None
-    parts.draw((1, *statistics.spectrum.shape), statistics, torch.Generator().manual_seed(0))  # refused before anything is written
+    channels, height, width = statistics.spectrum.shape
+    parts.draw((1, channels, height, width), statistics, torch.Generator().manual_seed(0))  # refused before anything is written
 
     def draw(step: int, piece: int) -> tuple[Tensor, NoiseBatch, Tensor]:
         """Images, covariances and white noise of one piece of one step, a function of the arguments alone."""
