@@ -106,8 +106,9 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
 
     statistics = copy.deepcopy(model.statistics).cpu()
     fast = fast_step(config, module, accelerator.device) if pieces == 1 else None
-    channels, height, width = statistics.spectrum.shape
-    parts.draw((1, channels, height, width), statistics, torch.Generator().manual_seed(0))  # refused before anything is written
+    parts.draw(
+        (1, *parts.data.batch(torch.arange(1), torch.Generator().manual_seed(0)).shape[1:]), statistics, torch.Generator().manual_seed(0)
+    )  # refused before anything is written
 
     def draw(step: int, piece: int) -> tuple[Tensor, NoiseBatch, Tensor]:
         """Images, covariances and white noise of one piece of one step, a function of the arguments alone."""
