@@ -22,7 +22,7 @@ from anem.sample.guided import as_schedule
 from anem.sample.kernels import Kernel, Noise, as_kernel
 from anem.sample.schedules import Schedule, WaterFilling
 
-__all__ = ["Restoration", "Sampler", "chain_seed", "sample_posterior", "sample_prior", "steps_within"]
+__all__ = ["Restoration", "Sampler", "chain_seed", "out_of_memory", "sample_posterior", "sample_prior", "steps_within"]
 
 
 @dataclass(frozen=True, eq=False)

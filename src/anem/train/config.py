@@ -27,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "from_dict",
     "load_config",
+    "stricter",
     "to_dict",
 ]
 
