@@ -224,6 +224,15 @@ def test_daps_stays_stable_however_small_the_noise_it_is_told():
     assert bool(torch.isfinite(x).all()) and float((x - world.one / world.h.clamp(min=0.5))[:, world.seen].abs().max()) < 0.01
 
 
+def test_the_step_of_daps_is_that_of_the_image_and_not_of_its_batch():
+    """One image with little noise does not slow the others down."""
+    world = World(2)
+    daps = DAPS(world.prior, levels=4, ode=2, langevin=20, learning_rate=4e-4, tau=None)
+    both = daps(world.measurement, world.operator, torch.tensor([1e-3, 0.1], dtype=torch.float64), generators_for([1, 2]))[0]
+    alone = daps(world.measurement[:1], world.operator, 0.1, generators_for([2]))[0]
+    torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-9)
+
+
 def test_daps_with_the_authors_tau_believes_the_measurement_more_than_it_should():
     world = World(1)
     mean, variance = daps_law(world, DAPS(world.prior), SIGMA)

@@ -115,28 +115,34 @@ def test_discount_divides_the_covariance_terms_by_the_coherence_of_what_is_hidde
         assert torch.allclose(less.total - less.a_dsm.mean(), share * (plain.total - plain.a_dsm.mean()), rtol=1e-3)
 
 
-def test_the_one_call_variance_predicts_the_squared_error_of_the_exact_energy():
-    """The sum of the difference over an image has mean 0 and variance 2a²d; a prior with twice the variance is seen to be off by its value.
-
-    4000 images: tolerance 5 standard errors, false-alarm rate 1e-6 a comparison.
-    """
-    g, c, n = torch.Generator().manual_seed(0), 0.3, 4000
+def noisy_gaussians(c: float, n: int):
+    """n images of independent N(0, c) under white noise of three levels in three bases: (λ, Σ, the noise drawn, coordinates of y)."""
+    g = torch.Generator().manual_seed(0)
     for basis in ("pixel", "fourier", "dct2"):
         for variance in (0.003, 0.3, 30.0):
             x = c**0.5 * torch.randn(n, 1, 6, 8, generator=g, dtype=torch.float64)
             noise = torch.randn(x.shape, generator=g, dtype=torch.float64)
             cov = Covariance.white(variance, x.shape, basis, like=x)
-            z, off = {}, {}
-            for prior in (c, 2 * c):
-                model = white_gaussian(prior)
-                gradients = model.differentiable_gradients(cov.basis.forward(x) + variance**0.5 * noise, cov)
-                excess = _excess_variance(gradients, cov, noise).flatten(1).sum(1)
-                z[prior] = excess / (c / (c + variance) * (2 * 48) ** 0.5)
-                a = prior / (prior + variance)  # D = a y, so the error is (1 − a)²c + a²λ
-                off[prior] = 48 * (a - ((1 - a) ** 2 * c / variance + a**2))
-                assert abs(excess.mean() - off[prior]) < 5 * excess.std() / n**0.5
-            assert abs(z[c].mean()) < 5 / n**0.5 and abs(z[c].var() - 1) < 5 * (3 / n) ** 0.5
-            assert abs(off[c]) < 1e-12 < abs(off[2 * c])
+            yield variance, cov, noise, cov.basis.forward(x) + variance**0.5 * noise
+
+
+def test_the_one_call_variance_predicts_the_squared_error_of_the_exact_energy():
+    """The sum of the difference over an image has mean 0 and variance 2a²d; a prior with twice the variance is seen to be off by its value.
+
+    4000 images: tolerance 5 standard errors, false-alarm rate 1e-6 a comparison.
+    """
+    c, n = 0.3, 4000
+    for variance, cov, noise, rho in noisy_gaussians(c, n):
+        z, off = {}, {}
+        for prior in (c, 2 * c):
+            gradients = white_gaussian(prior).differentiable_gradients(rho, cov)
+            excess = _excess_variance(gradients, cov, noise).flatten(1).sum(1)
+            z[prior] = excess / (c / (c + variance) * (2 * 48) ** 0.5)
+            a = prior / (prior + variance)  # D = a y, so the error is (1 − a)²c + a²λ
+            off[prior] = 48 * (a - ((1 - a) ** 2 * c / variance + a**2))
+            assert abs(excess.mean() - off[prior]) < 5 * excess.std() / n**0.5
+        assert abs(z[c].mean()) < 5 / n**0.5 and abs(z[c].var() - 1) < 5 * (3 / n) ** 0.5
+        assert abs(off[c]) < 1e-12 < abs(off[2 * c])
 
 
 def test_calibration_is_a_bounded_function_of_what_is_off_and_leaves_the_error_alone():
@@ -160,23 +166,18 @@ def test_what_is_left_of_the_noise_is_at_right_angles_to_the_best_prediction():
 
     4000 images: tolerance 5 standard errors, false-alarm rate 1e-6 a comparison.
     """
-    g, c, n = torch.Generator().manual_seed(0), 0.3, 4000
-    for basis in ("pixel", "fourier", "dct2"):
-        for variance in (0.003, 0.3, 30.0):
-            x = c**0.5 * torch.randn(n, 1, 6, 8, generator=g, dtype=torch.float64)
-            noise = torch.randn(x.shape, generator=g, dtype=torch.float64)
-            cov = Covariance.white(variance, x.shape, basis, like=x)
-            rho = cov.basis.forward(x) + variance**0.5 * noise
-            for prior in (c, 2 * c):
-                s = variance**0.5 * white_gaussian(prior).differentiable_gradients(rho, cov).grad_coordinates
-                left = (s * (noise - s)).flatten(1).sum(1)
-                off = 48 * variance * (prior - c) / (prior + variance) ** 2
-                assert abs(left.mean() - off) < 5 * left.std() / n**0.5
-                if prior == c:
-                    z = left / (s.square().flatten(1).sum(1) * c / (c + variance)).sqrt()
-                    assert abs(z.mean()) < 5 / n**0.5 and abs(z.var() - 1) < 5 * (2 / n) ** 0.5
-                else:
-                    assert left.mean() > 0
+    c, n = 0.3, 4000
+    for variance, cov, noise, rho in noisy_gaussians(c, n):
+        for prior in (c, 2 * c):
+            s = variance**0.5 * white_gaussian(prior).differentiable_gradients(rho, cov).grad_coordinates
+            left = (s * (noise - s)).flatten(1).sum(1)
+            off = 48 * variance * (prior - c) / (prior + variance) ** 2
+            assert abs(left.mean() - off) < 5 * left.std() / n**0.5
+            if prior == c:
+                z = left / (s.square().flatten(1).sum(1) * c / (c + variance)).sqrt()
+                assert abs(z.mean()) < 5 / n**0.5 and abs(z.var() - 1) < 5 * (2 / n) ** 0.5
+            else:
+                assert left.mean() > 0
 
 
 def test_projection_is_a_bounded_square_along_a_direction_held_fixed():

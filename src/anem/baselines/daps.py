@@ -27,7 +27,7 @@ class DAPS:
         levels, ode: N, and Euler steps of each flow: N · ode network calls for a sample.
         langevin: steps at each level, without network calls.
         learning_rate: lr; 1e-4 (super-resolution, blur) or 5e-5 (box).
-        tau: τ, a setting of the authors'; None for the measurement's own σ, with η ≤ σ², above which Langevin diverges.
+        tau: τ, a setting of the authors'; None for the measurement's own σ, with η ≤ σ² of that image, above which Langevin diverges.
         highest, lowest: σ of the first and the last level.
         samples: S.
 
@@ -47,7 +47,7 @@ class DAPS:
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
-        std = torch.as_tensor(sigma if self.tau is None else 0.5 * self.tau).to(measurement)
+        std = torch.as_tensor(sigma if self.tau is None else 0.5 * self.tau, dtype=measurement.dtype, device=measurement.device)
         precision = (std.reshape(-1, 1, 1, 1) if std.ndim < 2 else std).pow(-2)
         if not bool(torch.isfinite(precision).all()):
             raise ValueError("sigma: wanted standard deviations > 0")
@@ -62,11 +62,11 @@ class DAPS:
         # In x = (u + 1)/2 standard deviations are half, step sizes a quarter of the authors'.
         sigmas = [0.5 * s for s in polynomial_levels(self.highest, self.lowest, self.levels)]
         x = torch.full(operator.image_shape(measurement.shape), 0.5).to(measurement)
+        stable = 1 / precision.expand_as(measurement).flatten(1).amax(1).reshape(-1, 1, 1, 1)
         for i, sigma in enumerate(sigmas):
             mean = self._flow(x + sigma * normal(x.shape, generators, x), sigma)
-            eta = 0.25 * self.learning_rate * (1 - 0.99 * i / self.levels)
-            if self.tau is None:
-                eta = min(eta, 1 / float(precision.max()))
+            step = 0.25 * self.learning_rate * (1 - 0.99 * i / self.levels)
+            eta = stable.clamp(max=step) if self.tau is None else torch.full_like(stable, step)
             x = mean
             for _ in range(self.langevin):
                 score = operator.adjoint((measurement - operator(x)) * precision) + (mean - x) / sigma**2

@@ -119,7 +119,7 @@ class EMAConfig:
     def __post_init__(self) -> None:
         if self.half_life < 1 or not 0 <= self.ramp_up < math.inf:
             raise ValueError(f"ema: wanted half_life >= 1 and ramp_up >= 0, got {self.half_life} and {self.ramp_up}")
-        if not 0 < self.relative_width < 0.288:
+        if not 0 < self.relative_width < math.sqrt(1 / 12):  # that of a constant profile
             raise ValueError(f"ema.relative_width: wanted a number between 0 and 0.288, got {self.relative_width}")
 
 

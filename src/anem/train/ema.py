@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import nn
@@ -15,8 +14,6 @@ __all__ = ["EMA", "ema_decay"]
 
 def _power_exponent(width: float) -> float:
     """γ of the profile t^γ whose relative standard deviation is ``width``: width² = (γ+1)/((γ+2)²(γ+3)), by bisection."""
-    if not 0 < width < math.sqrt(1 / 12):
-        raise ValueError(f"ema.relative_width: wanted a number between 0 and 0.288, got {width}")
     low, high = 0.0, 1e9
     for _ in range(200):
         middle = (low + high) / 2
