@@ -14,6 +14,7 @@ from anem.bench.sampling import Size
 from anem.bench.sampling_curves import FEW, MANY, Curve, report_changes
 from anem.bench.sampling_law import Law, drawn_law, exact_law
 from anem.bench.sampling_oracle import DISTANCE, Oracle, exact_figures, hidden_box
+from anem.energy import NotFinite
 from anem.gaussian import GaussianMixture, make_mixture
 from anem.metrics import mean_statistic
 from anem.sample import Geometric, VarianceGuided, as_kernel
@@ -153,28 +154,43 @@ def test_budgets_become_steps():
     assert Curve("sandwich", "geometric").path(4) is None
 
 
-def judged(tmp_path, few, many):
-    """Verdict on per-image scores at few and at many calls."""
+def judged(tmp_path, few, many, scales=None, diverged=()):
+    """Largest change of per-image scores between few and many calls, and the verdict."""
     context = Context(Report("sampling", "c0ffee", 0, "c"), quick=False, out=tmp_path)
-    curve = Curve("bridge", "geometric")
+    curve = Curve("bridge", "geometric", diverged=list(diverged))
     for calls, values in ((FEW, few), (MANY, many)):
-        curve.add(calls, {"a": mean_statistic(values)}, len(values))
-    report_changes(context, "x", curve, MANY, len(few), judged=True, draws=500)
-    figures = context.report.figures
-    assert figures[f"x/bridge, geometric/a: {FEW} over {MANY} calls, minus 1"].value == pytest.approx(
-        float(few.mean() / many.mean() - 1), abs=1e-9
-    )
-    return figures[f"x/bridge, geometric: farthest bound of any change from {FEW} to {MANY} calls"].holds
+        if calls not in diverged:
+            curve.add(calls, {"a": mean_statistic(values)}, len(values))
+    report_changes(context, "x", curve, MANY, len(few), scales or {}, judged=True, draws=500)
+    return context.report.figures[f"x/bridge, geometric: largest change from {FEW} to {MANY} calls"]
 
 
-def test_a_change_holds_only_if_its_interval_is_within_the_aim(tmp_path, generator):
+def test_a_change_holds_within_the_aim_relative_to_the_value_or_to_a_scale(tmp_path, generator):
     base = 1 + 0.5 * torch.rand(64, generator=generator, dtype=torch.float64)
-    noise = torch.randn(64, generator=generator, dtype=torch.float64)
-    assert judged(tmp_path, 1.01 * base, base)
-    assert not judged(tmp_path, 1.04 * base, base)
-    assert not judged(tmp_path, 0.96 * base, base)  # better or worse makes no difference
-    assert not judged(tmp_path, base + 0.3 * (noise - noise.mean()), base)  # no change, but nobody could tell
-    assert judged(tmp_path, base + 3 * noise, base + 3 * noise)  # paired: what both share does not count
+    assert judged(tmp_path, 1.02 * base, base).holds
+    assert judged(tmp_path, 1.02 * base, base).value == pytest.approx(0.02)
+    assert not judged(tmp_path, 1.04 * base, base).holds
+    assert not judged(tmp_path, 0.96 * base, base).holds  # better or worse makes no difference
+    around = base - base.mean() + 1e-3
+    assert judged(tmp_path, around + 0.02, around, {"a": 1.0}).value == pytest.approx(0.02)
+    assert not judged(tmp_path, around + 0.02, around).holds
+
+
+def test_changes_are_paired(tmp_path, generator):
+    base = 1 + 0.5 * torch.rand(64, generator=generator, dtype=torch.float64)
+    interval = {}
+    for name, few in (("paired", 1.01 * base), ("shuffled", 1.01 * base.flip(0))):
+        curve = Curve("bridge", "geometric")
+        curve.add(FEW, {"a": mean_statistic(few)}, 64)
+        curve.add(MANY, {"a": mean_statistic(base)}, 64)
+        interval[name] = curve.changes(FEW, MANY, {}, 64, torch.Generator().manual_seed(0), 500)["a"]
+    assert interval["paired"].high - interval["paired"].low < 1e-6 < 0.02 < interval["shuffled"].high - interval["shuffled"].low
+
+
+@pytest.mark.parametrize("calls", [FEW, MANY])
+def test_a_curve_that_diverged_misses_its_aim_and_has_no_change(tmp_path, calls):
+    found = judged(tmp_path, torch.rand(8), torch.rand(8), diverged=[calls])
+    assert found.value == "diverged" and found.holds is False
 
 
 # --- all of it ---
@@ -184,7 +200,7 @@ def test_a_change_holds_only_if_its_interval_is_within_the_aim(tmp_path, generat
 def tiny(tmp_path, monkeypatch):
     made_up_digits(tmp_path, monkeypatch)
     # Eight images: with fewer a resample may hold one alone, of which KID knows nothing.
-    monkeypatch.setattr(Size, "quick", lambda: Size(8, 2, 12, (5, 6, 12), (), ("geometric",), ("bridge",)))
+    monkeypatch.setattr(Size, "quick", lambda: Size(8, 2, 3, 12, (5, 6, 12), ("geometric",), ("bridge",)))
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
     for module in (sampling, sampling_oracle, sampling_curves):
         monkeypatch.setattr(module, "FEW", 6)
@@ -211,9 +227,26 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(tiny, monkey
     assert run_quick(sampling.run, tiny).figures == figures
 
 
+def test_a_kernel_that_diverges_leaves_a_gap_and_is_not_tried_again(tiny, monkeypatch):
+    tried = []
+
+    def diverges(*a, **k):
+        tried.append(k["schedule"].steps)
+        raise NotFinite("y")
+
+    monkeypatch.setattr(sampling, "sample_posterior", diverges)
+    context = Context(Report("sampling", "c0ffee", 0, "c"), quick=True, out=tiny / "out", model=str(tiny / "model"), data=tiny)
+    for _ in range(2):
+        context._made.clear()
+        curves = sampling.digits(context, "bridge, geometric", Size(2, 2, 3, 12, (5,), ("geometric",), ("bridge",)))
+        assert curves[0].diverged == [5] and curves[0].figures == {} and len(tried) == 1
+    assert context.report.figures["digits/bridge, geometric, 5 calls/diverged"].value is True
+    sampling_curves.plot_curves([*curves, Curve("bridge", "geometric", {5: {"a": 1.0}})], "t", tiny / "t.png")
+
+
 def test_weights_that_are_missing_are_named_and_the_figure_left_out(tiny):
     context = Context(Report("sampling", "c0ffee", 0, "c"), quick=True, out=tiny / "out", model=str(tiny / "model"), data=tiny)
-    sampling.digits(context, "bridge, geometric", Size(2, 2, 12, (5,), (), ("geometric",), ("bridge",)))
+    sampling.digits(context, "bridge, geometric", Size(2, 2, 3, 12, (5,), ("geometric",), ("bridge",)))
     figures = context.report.figures
     assert "make data" in figures["digits/left out"].value and len(figures["digits/left out"].value.splitlines()) == 1
     assert not any("LPIPS" in key for key in figures) and "digits/bridge, geometric, 5 calls/KID" in figures

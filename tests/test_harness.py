@@ -17,6 +17,7 @@ from anem.bench.harness import Context, Report, judge, load_bench, run_bench, ta
 def start(tmp_path, monkeypatch):
     """Run a bench in ``tmp_path`` at a fixed commit, anything else as told."""
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
+    monkeypatch.setattr(harness, "code", lambda: "beef")
 
     def start(run, command="anem bench b", seed=0, quick=False, fresh=False):
         file = tmp_path / "b.json"
@@ -93,7 +94,7 @@ def test_the_json_file_has_the_promised_form_and_no_nan(start, tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     data = json.loads((tmp_path / "b.json").read_text(), parse_constant=refuse)
-    assert set(data) == {"name", "commit", "weights", "seed", "wall_s", "command", "figures"}
+    assert set(data) == {"name", "commit", "code", "weights", "seed", "wall_s", "command", "figures"}
     assert data["figures"]["good"] == {"value": 1.0, "aim": "≤ 2", "holds": True}
     assert data["figures"]["undefined"] == {"value": "nan", "aim": "≤ 2", "holds": False}
     assert report.missed == ["undefined"]
@@ -154,10 +155,13 @@ def test_another_command_or_seed_starts_over(start, change):
     assert made == [0, 1, 2, 0, 1, 2]
 
 
-def test_another_commit_starts_over(start, monkeypatch):
+def test_other_code_starts_over_but_another_commit_of_the_same_code_continues(start, monkeypatch):
     made = []
     start(bench(made))
     monkeypatch.setattr(harness, "commit", lambda: "decaf")
+    assert start(bench(made)).commit == "c0ffee"
+    assert made == [0, 1, 2]
+    monkeypatch.setattr(harness, "code", lambda: "other")
     assert start(bench(made)).commit == "decaf"
     assert made == [0, 1, 2, 0, 1, 2]
 
@@ -254,7 +258,7 @@ def test_every_listed_bench_is_there():
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_the_commit_changes_with_the_code(tmp_path, monkeypatch):
+def test_the_commit_and_the_code_change_with_the_package(tmp_path, monkeypatch):
     def git(*arguments):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True, capture_output=True)
 

@@ -148,3 +148,73 @@ def test_machine_code_computes_the_function():
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
         with torch.no_grad():
             part.weight.mul_(0.5)
+
+
+# --- another device ---
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a CUDA device"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("basis", ["pixel", "fourier", "dct2"])
+def test_a_network_computed_elsewhere_is_the_network_and_its_results_are_here(device, basis):
+    model = network()
+    ordinary = copy.deepcopy(model)
+    model.compute_on(device)
+    y, cov = IMAGES[:8].double(), covariance(basis, 8, torch.float64)
+    got, want = model(y, cov), ordinary(y, cov)
+    for name in ("energy", "grad_y", "grad_logvar", "denoised", "posterior_variance"):
+        assert getattr(got, name).device == y.device
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=2e-4, atol=2e-5, msg=name)
+    torch.testing.assert_close(model.log_prob(y, cov), ordinary.log_prob(y, cov), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_second_derivatives_come_back_from_elsewhere(device):
+    found = []
+    for remote in (False, True):
+        model = network()
+        if remote:
+            model.compute_on(device)
+        y = IMAGES[:3].double().requires_grad_()
+        (grad,) = torch.autograd.grad(model.energy(y, covariance("pixel", 3, torch.float64)).sum(), y, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), y)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_computed_elsewhere_is_a_copy_of_one_in_use():
+    model = network()
+    y, cov = IMAGES[:4], covariance("pixel", 4)
+    before = model(y, cov).energy
+    model.compute_on("cpu")
+    kept = list(model.state_dict())
+    for p in model.parameters():
+        p.mul_(1.5)
+    torch.testing.assert_close(model(y, cov).energy, before)
+    assert not torch.allclose(copy.deepcopy(model)(y, cov).energy, before)  # a copy computes by its own weights
+    assert kept == list(network().state_dict()) and len(list(model.modules())) == len(list(network().modules()))
+    with pytest.raises(ValueError, match="compute_on: wanted a model in evaluation mode"):
+        network().train().compute_on("cpu")
+
+
+def test_a_network_computed_elsewhere_is_compiled_there(counting):
+    model = network()
+    model.compute_on("cpu")
+    model.compile(rows=4, after=0)
+    y, cov = IMAGES[:4], covariance("pixel", 4)
+    torch.testing.assert_close(model(y, cov).energy, copy.deepcopy(model)(y, cov).energy, rtol=2e-4, atol=2e-5)
+    assert counting.calls == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a CUDA device")
+@pytest.mark.parametrize("basis", ["pixel", "fourier", "dct2"])
+def test_a_replayed_network_is_the_network(basis):
+    model = network()
+    ordinary = copy.deepcopy(model)
+    model.compute_on("cuda")
+    model.compile(rows=8, after=1)
+    for batch in (1, 3, 8, 12, 12, 3, 1):  # graphs for 1, 4 and 8 rows; 12 is cut up
+        y, cov = IMAGES[:batch].double(), covariance(basis, batch, torch.float64)
+        got, want = model(y, cov), ordinary(y, cov)
+        torch.testing.assert_close(got.energy, want.energy, rtol=2e-4, atol=2e-5)
+        torch.testing.assert_close(got.grad_y, want.grad_y, rtol=2e-4, atol=2e-5)

@@ -18,6 +18,7 @@ the first line is so at all noise levels, exactly.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ from anem.bases import Basis, Mixed, Pixel, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
-from anem.nn.recorded import Recorded, check_compiler
+from anem.nn.recorded import Recorded, Replayed, check_compiler
 from anem.nn.unet import UNet
 from anem.propagation import propagate
 from anem.statistics import DataStatistics
@@ -150,8 +151,9 @@ class EnergyNetwork(EnergyModel):
             nn.init.zeros_(layer.bias)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}
-        self._recorded: dict[tuple[str, bool], Recorded] = {}
-        self._record: Callable[[nn.Module], Recorded] | None = None
+        self._recorded: dict[tuple[str, bool], Callable[..., list[Tensor]]] = {}
+        self._record: Callable[[nn.Module], Callable[..., list[Tensor]]] | None = None
+        self._remote: list[EnergyNetwork] = []  # a list, so that it is no part of the module
 
     # Base energy: closed forms in coordinates
 
@@ -238,50 +240,82 @@ class EnergyNetwork(EnergyModel):
         rho = self.statistics.residual(y, cov.basis)
         base = self._base(rho, cov.values, c)[0]
         if torch.is_grad_enabled():
-            return base + self._correction(rho, cov.values.log(), cov.basis, c)
+            return base + self._part(cov.basis, False)(rho, cov.values)[0]
         return base + self._detached(False, rho, cov)[0]
 
     def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
         """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
-        parts = _Correction(self, cov.basis, True, True)(rho, cov.values) if create_graph else self._detached(True, rho, cov)
+        parts = self._part(cov.basis, True, True)(rho, cov.values) if create_graph else self._detached(True, rho, cov)
         correction, grad_rho, grad_logvar = parts
         base, base_rho, base_logvar = self._base(rho, cov.values, self._setting(cov, rho))
         return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
 
+    @property
+    def _computing(self) -> EnergyNetwork:
+        """The network that computes: this one, or its copy elsewhere."""
+        return self._remote[0] if self._remote else self
+
+    def _part(self, basis: Basis, gradients: bool, create_graph: bool = False) -> Callable[..., Sequence[Tensor]]:
+        """The correction as a function of tensors, which may be elsewhere than the network that computes it."""
+        part = _Correction(self._computing, basis, gradients, create_graph)
+        if not self._remote:
+            return part
+        device = self._computing.offset.device
+        return lambda *inputs: [x.to(inputs[0].device) for x in part(*(x.to(device) for x in inputs))]
+
     def _detached(self, gradients: bool, rho: Tensor, cov: Covariance) -> Sequence[Tensor]:
-        """The correction, with its gradients if asked for, for use and not for training: compiled where that was asked for."""
-        part = _Correction(self, cov.basis, gradients)
+        """The correction, with its gradients if asked for, for use and not for training: recorded where that was asked for."""
         if self._record is None or isinstance(cov.basis, Mixed):
-            return part(rho, cov.values)
+            return self._part(cov.basis, gradients)(rho, cov.values)
         key = cov.basis.name, gradients
         if key not in self._recorded:
-            self._recorded[key] = self._record(part)
-        return self._recorded[key](rho, cov.values)
+            self._recorded[key] = self._record(_Correction(self._computing, cov.basis, gradients))
+        return [x.to(rho.device) for x in self._recorded[key](rho, cov.values)]
 
-    def compile(self, rows: int = 32, after: int = 1024) -> None:
-        """Evaluate by machine code from now on where that pays: everywhere but in training, in batches of one basis, on the CPU.
+    def compile(self, rows: int | None = None, after: int | None = None) -> None:
+        """Evaluate by recorded code from now on where that pays: everywhere but in training, in batches of one basis.
 
-        Compiling takes one to three minutes for every basis, image size and dtype, with and without gradients; calls then take 0.55
-        to 0.7 of the time. Results differ from the ordinary ones by rounding (about 1e-6 of themselves). A copy is not compiled.
+        On the CPU it is machine code: compiling takes one to three minutes for every basis, image size and dtype, with and without
+        gradients; calls then take 0.55 to 0.7 of the time. Results differ from the ordinary ones by rounding (about 1e-6 of themselves).
+        On a CUDA device it is a graph of the same kernels, made in a second. A copy is not compiled.
 
         Arguments:
-            rows: images of one call of the machine code; larger batches are cut up, smaller rests run as usual.
-            after: images of one kind that run as usual before it is compiled for.
+            rows: most images of one call of the recorded code, 32 on the CPU and 512 on CUDA; larger batches are cut up. On the CPU
+                smaller rests run as usual.
+            after: how much runs as usual before code is made for it: 1024 images on the CPU, 2 calls on CUDA.
 
         Raises:
-            ValueError: no C++ compiler; a model on another device, or with dropout that is switched on.
+            ValueError: no C++ compiler; a model on another kind of device, or with dropout that is switched on.
         """
-        check_compiler()
-        if self.offset.device.type != "cpu":
-            raise ValueError(f"compile: wanted a model on the CPU, got one on {self.offset.device}")
+        device = self._computing.offset.device.type
+        if device == "cpu":
+            check_compiler()
+        elif device != "cuda":
+            raise ValueError(f"compile: wanted a model on the CPU or on CUDA, got one on {device}")
+        recorded, default_rows, default_after = (Recorded, 32, 1024) if device == "cpu" else (Replayed, 512, 2)
+        rows, after = default_rows if rows is None else rows, default_after if after is None else after
         if rows < 1 or after < 0:
             raise ValueError(f"compile: wanted rows >= 1 and after >= 0, got {rows} and {after}")
         if self.training and self.config.dropout:
             raise ValueError("compile: wanted a model in evaluation mode, as its dropout would be recorded")
-        self._record, self._recorded = partial(Recorded, rows=rows, after=after), {}
+        self._record, self._recorded = partial(recorded, rows=rows, after=after), {}
+
+    def compute_on(self, device: torch.device | str) -> None:
+        """Run the network on another device from now on, and leave all else where it is: this model, images, covariances, random numbers.
+
+        What is drawn is then what it would be without, up to rounding, whatever the device. The device computes with a copy of the
+        weights as they are now. It is for use, not for training: parameters get no gradients. A copy computes where it is itself.
+
+        Raises:
+            ValueError: a model in training mode.
+        """
+        if self.training:
+            raise ValueError("compute_on: wanted a model in evaluation mode, as the weights elsewhere are a copy")
+        self._record, self._recorded = None, {}
+        self._remote = [copy.deepcopy(self).to(device)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_record": None, "_recorded": {}}
+        return {**self.__dict__, "_record": None, "_recorded": {}, "_remote": []}
 
     def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
         """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c.

@@ -20,7 +20,6 @@ import torch
 
 from anem.bench.harness import Context
 from anem.data import load_dataset, mnist
-from anem.hub import load
 from anem.likelihood import AuditSize, Check, audits
 
 __all__ = ["report", "run", "trusted_level"]
@@ -28,7 +27,7 @@ __all__ = ["report", "run", "trusted_level"]
 
 def run(context: Context) -> None:
     """All audits, the cheap ones first."""
-    model = context.compiled(load(context.model))
+    model = context.load(context.model)
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     size = AuditSize.quick() if context.quick else AuditSize()
     images = data.batch(torch.arange(min(size.most, len(data))), context.generator("images"))

@@ -34,7 +34,6 @@ from anem.blind import FAMILIES, Choice, Estimate, Family, choose, estimate
 from anem.covariance import Covariance
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
-from anem.hub import load
 from anem.statistics import DataStatistics
 
 __all__ = ["BaseEnergy", "Size", "family_measurements", "run", "summarise"]
@@ -94,7 +93,7 @@ class BaseEnergy(EnergyModel):
 def run(context: Context) -> None:
     """The cheap sections first."""
     size = Size.quick() if context.quick else Size()
-    model = context.compiled(load(context.model))
+    model = context.load(context.model)
     images = (
         load_dataset(mnist(context.split, str(context.data / "mnist.npz"))).batch(torch.arange(max(size.images, size.families))).double()
     )
@@ -175,7 +174,7 @@ def _beside(context: Context, model: EnergyModel, size: Size) -> Iterator[tuple[
     for name, folder in ABLATION.items():
         path = Path("runs/ablation", str(context.images or IMAGES), folder, "model")
         if path.is_dir() and size.beside:
-            yield name, context.compiled(load(str(path))), size.beside
+            yield name, context.load(str(path)), size.beside
 
 
 # --- blur ---

@@ -35,7 +35,6 @@ from anem.bench.compare_problem import TASKS, Model, Problem, Restored, restore
 from anem.bench.compare_table import write_table
 from anem.bench.harness import Context
 from anem.bench.intervals import report_interval
-from anem.hub import load
 from anem.images import save_image
 from anem.metrics import bootstrap, diversity, mean_statistic
 from anem.sheet import Row, contact_sheet
@@ -88,7 +87,7 @@ def run(context: Context) -> None:
     models = _priors(context, names, tasks)
     judged = max(size.restored.values())
     images = Images.of(context.dataset, context.data, context.split, sum(size.tuning.values()), judged, size.reference)
-    judge = Judge(context.data, context.compiled(load(context.model)), images.reference)
+    judge = Judge(context.data, context.load(context.model), images.reference)
     if judge.missing:
         context.figure("left out", "; ".join(judge.missing))
     parts = dict(zip(size.tuning, images.tuning.split(list(size.tuning.values())), strict=True))
@@ -133,7 +132,7 @@ def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) ->
             said.add(key)
         if where is not None:
             if where not in loaded:
-                loaded[where] = ConditionalNetwork.from_pretrained(where) if conditional else context.compiled(load(where))
+                loaded[where] = ConditionalNetwork.from_pretrained(where).to(context.device) if conditional else context.load(where)
             models[name, task] = loaded[where]
     if missing and not context.quick:
         raise ValueError("; ".join(dict.fromkeys(missing)))

@@ -61,17 +61,18 @@ class Counted(EnergyModel):
 
 
 class CountedNetwork(ConditionalNetwork):
-    """A conditional network with the same weights that counts its calls by image."""
+    """A conditional network with the same weights that counts its calls by image, and computes where those weights are."""
 
     def __init__(self, network: ConditionalNetwork) -> None:
         super().__init__(network.config, network.problem, network.statistics)
         self.load_state_dict(network.state_dict())
-        self.eval().requires_grad_(False)
+        self.device = next(network.parameters()).device
+        self.eval().requires_grad_(False).to(self.device)
         self.rows = 0
 
     def forward(self, seen: Tensor, x: Tensor, level: Tensor) -> Tensor:
         self.rows += len(x)
-        return super().forward(seen, x, level)
+        return super().forward(seen.to(self.device), x.to(self.device), level.to(self.device)).to(x.device)
 
 
 Model = EnergyModel | ConditionalNetwork

@@ -21,7 +21,6 @@ from anem.bench.harness import Context
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
 from anem.gaussian import make_power_law_gaussian
-from anem.hub import load
 from anem.images import save_image
 from anem.likelihood import compare, score
 from anem.operators import LinearOperator, make_operator
@@ -55,7 +54,7 @@ DIGITS: Mapping[str, str | None] = MappingProxyType(
 def run(context: Context) -> None:
     """The oracle, then every task on digits."""
     _oracle(context)
-    model = context.compiled(load(context.model))
+    model = context.load(context.model)
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     count, steps, samples = (6, 8, 2) if context.quick else (100, 50, 8)
     x = data.batch(torch.arange(count) % len(data), context.generator("images"))

@@ -29,7 +29,6 @@ from anem.corruptions import FAMILIES, NoiseBatch, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import ImageData, StreamedData, load_dataset, mnist
 from anem.energy import EnergyModel
-from anem.hub import load
 from anem.images import save_image
 from anem.likelihood import bits_per_dim, choose_sigma, immse_slope, log_partition
 from anem.losses import dual_score_loss
@@ -105,7 +104,7 @@ class Size:
 
 def run(context: Context) -> None:
     """All sections, the cheap ones first."""
-    model = context.compiled(load(context.model))
+    model = context.load(context.model)
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     size = Size.quick() if context.quick else Size()
     _losses(context, model, data, size)

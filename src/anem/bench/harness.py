@@ -21,10 +21,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import anem
-from anem.hub import locate
+from anem.hub import check_device, load, locate
 from anem.network import EnergyNetwork
 
-__all__ = ["Context", "Figure", "Report", "commit", "judge", "load_bench", "run_bench", "table", "write_json"]
+__all__ = ["Context", "Figure", "Report", "code", "commit", "judge", "load_bench", "run_bench", "table", "write_json"]
 
 Value = float | int | str | bool | None
 
@@ -79,6 +79,7 @@ class Report:
         command: the command line that repeats the run.
         wall_s: seconds spent, those of interrupted runs included.
         weights: digest of those of the model given; "" if there is none.
+        code: what identifies the package alone, see :func:`code`: commits that do not touch it are the same here.
         figures: by key, in the order they were made.
     """
 
@@ -88,6 +89,7 @@ class Report:
     command: str
     wall_s: float = 0.0
     weights: str = ""
+    code: str = ""
     figures: dict[str, Figure] = field(default_factory=dict)
 
     @property
@@ -98,7 +100,7 @@ class Report:
     def as_dict(self) -> dict:
         """The JSON form."""
         figures = {k: {"value": f.value, "aim": f.aim, "holds": f.holds} for k, f in self.figures.items()}
-        head = {"name": self.name, "commit": self.commit, "weights": self.weights, "seed": self.seed}
+        head = {"name": self.name, "commit": self.commit, "code": self.code, "weights": self.weights, "seed": self.seed}
         head |= {"wall_s": round(self.wall_s, 3), "command": self.command}
         return head | {"figures": figures}
 
@@ -112,7 +114,8 @@ class Report:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             figures = {k: Figure(f["value"], f["aim"], f["holds"]) for k, f in data["figures"].items()}
-            return cls(data["name"], data["commit"], data["seed"], data["command"], data["wall_s"], data.get("weights", ""), figures)
+            head = (data[key] for key in ("name", "commit", "seed", "command", "wall_s"))
+            return cls(*head, data.get("weights", ""), data.get("code", ""), figures)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not a bench report; move it away to start afresh") from error
 
@@ -131,7 +134,7 @@ class Context:
         tasks, methods: what to compare, for benches that do; all if empty.
         trained: folder of training runs whose models are compared.
         dataset: images to compare methods on: "mnist", or what :class:`anem.data.DataConfig` reads.
-        compile: whether networks are compiled before they are judged.
+        compile: whether networks are compiled before they are judged. device: where they compute; all else stays on the CPU.
         save: called after every figure.
     """
 
@@ -150,6 +153,7 @@ class Context:
         trained: Path = Path("runs"),
         dataset: str = "mnist",
         compile: bool = False,
+        device: str = "cpu",
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -161,12 +165,15 @@ class Context:
         self.images = images
         self.tasks, self.methods, self.trained, self.dataset = tasks, methods, trained, dataset
         self.seed = report.seed
-        self.compile = compile
+        self.compile, self.device = compile, device
         self._save = save
         self._made: set[str] = set()
 
-    def compiled(self, model: EnergyNetwork) -> EnergyNetwork:
-        """The model, made faster if that was asked for."""
+    def load(self, name_or_path: str) -> EnergyNetwork:
+        """A model by name or folder, made faster as was asked for: random numbers and all but the network's calls are the same anywhere."""
+        model = load(name_or_path)
+        if self.device != "cpu":
+            model.compute_on(self.device)
         if self.compile:
             model.compile()
         return model
@@ -203,7 +210,7 @@ class Context:
         self._save(key, figure)
 
     def done(self, *keys: str) -> bool:
-        """Whether an interrupted run of the same command at the same commit has already made all these figures."""
+        """Whether an interrupted run of the same command by the same code has already made all these figures."""
         return all(key in self.report.figures for key in keys)
 
     def generator(self, *labels: str | int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -241,6 +248,7 @@ def run_bench(
     trained: Path = Path("runs"),
     dataset: str = "mnist",
     compile: bool = False,
+    device: str = "cpu",
     fresh: bool = False,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
@@ -249,7 +257,7 @@ def run_bench(
     Arguments:
         run: the bench.
         name: its name.
-        command: the command line that repeats the run. Figures in ``json_file`` are taken over if command, seed, commit and weights are
+        command: the command line that repeats the run. Figures in ``json_file`` are taken over if command, seed, code and weights are
             the same.
         json_file: the report, rewritten atomically after every figure. Another report there is kept as ``json_file``.bak.
         out: folder for the bench's own files, created.
@@ -257,13 +265,14 @@ def run_bench(
         on_figure: called after every new figure.
 
     Raises:
-        ValueError: ``json_file`` exists and is not a bench report.
+        ValueError: ``json_file`` exists and is not a bench report; a device that cannot be used.
     """
-    report = Report(name, commit(), seed, command, weights=weights_digest(model))
+    check_device(device)
+    report = Report(name, commit(), seed, command, weights=weights_digest(model), code=code())
     another = False
     if json_file.exists():
         earlier = Report.read(json_file)
-        same = all(getattr(earlier, key) == getattr(report, key) for key in ("name", "commit", "seed", "command", "weights"))
+        same = all(getattr(earlier, key) == getattr(report, key) for key in ("name", "code", "seed", "command", "weights"))
         another = not same or fresh
         report = report if another else earlier
     out.mkdir(parents=True, exist_ok=True)
@@ -283,7 +292,7 @@ def run_bench(
         on_figure(key, figure)
 
     settings = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods, "trained": trained}
-    run(Context(report, quick=quick, out=out, save=save, dataset=dataset, compile=compile, **settings))
+    run(Context(report, quick=quick, out=out, save=save, dataset=dataset, compile=compile, device=device, **settings))
     write()
     return report
 
@@ -329,13 +338,22 @@ def weights_digest(model: str) -> str:
 
 
 def commit() -> str:
-    """What identifies the code: the git commit, with a digest of uncommitted changes to the package, or the released version."""
+    """What identifies the state of the repository: the git commit, with a digest of changes to the package, or the released version."""
+    return _revision("HEAD")
+
+
+def code() -> str:
+    """What identifies the package: the git tree of its folder, with a digest of changes to it, or the released version."""
+    return _revision("HEAD:./")
+
+
+def _revision(of: str) -> str:
     package = Path(anem.__file__).parent
     released = f"anem {anem.__version__}"
     try:
         if not _git(package, "ls-files", "__init__.py"):
             return released
-        head = _git(package, "rev-parse", "HEAD").decode().strip()
+        head = _git(package, "rev-parse", of).decode().strip()
         changes = _git(package, "diff", "HEAD", "--", ".")
         for file in _git(package, "ls-files", "--others", "--exclude-standard", "*.py").decode().split():
             changes += file.encode() + (package / file).read_bytes()

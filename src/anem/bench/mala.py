@@ -30,7 +30,6 @@ from anem.covariance import Covariance
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
 from anem.gaussian import GaussianMixture, make_mixture, make_skewed
-from anem.hub import load
 from anem.images import save_image
 from anem.metrics import LPIPS, DigitClassifier, bootstrap, kernel_statistic, mean_statistic, psnr
 from anem.operators import GaussianBlur, Inpainting, LinearOperator, Observation, SuperResolution
@@ -232,7 +231,7 @@ def _step_sizes(context: Context, size: Size) -> None:
 def _digits(context: Context, size: Size) -> None:
     if context.done(f"digits/{STEPS[-1]} steps/PSNR (dB), MALA − ULA"):
         return
-    model, path = context.compiled(load(context.model)), str(context.data / "mnist.npz")
+    model, path = context.load(context.model), str(context.data / "mnist.npz")
     x = load_dataset(mnist(context.split, path)).batch(torch.arange(size.images))
     operator = Inpainting.centre_box(x.shape, BOX)
     measurement = operator.measure(x, SIGMA, generators_for(range(context.seed, context.seed + size.images)))

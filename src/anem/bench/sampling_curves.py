@@ -16,8 +16,9 @@ from torch import Tensor
 
 from anem.bench.harness import Context
 from anem.bench.intervals import report_interval
+from anem.energy import NotFinite
 from anem.metrics import Interval, Statistic, bootstrap
-from anem.sample import KERNELS, SCHEDULES, Schedule, as_kernel, as_schedule, steps_within
+from anem.sample import KERNELS, SCHEDULES, Diverged, Schedule, as_kernel, as_schedule, steps_within
 
 __all__ = [
     "CALLS",
@@ -42,7 +43,7 @@ FEW, MANY, MOST = 32, 250, 1000
 """Quality at ``FEW`` calls is compared with that at ``MANY``, on exact priors also at ``MOST``."""
 
 WITHIN = 0.03
-"""How far every figure may be from its value at more calls, relative to that."""
+"""How far every figure may be from its value at more calls, relative to that or to a scale of its own."""
 
 
 @dataclass
@@ -53,12 +54,14 @@ class Curve:
         kernel, schedule: their names.
         figures: by calls, then by name.
         statistics: what the figures are made of, functions of image weights, likewise; empty where figures are exact.
+        diverged: numbers of calls at which it came to nothing.
     """
 
     kernel: str
     schedule: str
     figures: dict[int, dict[str, float]] = field(default_factory=dict)
     statistics: dict[int, Mapping[str, Statistic]] = field(default_factory=dict)
+    diverged: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -81,10 +84,14 @@ class Curve:
         self.statistics[calls] = statistics
         self.figures[calls] = {name: float(statistic(once)) for name, statistic in statistics.items()}
 
-    def changes(self, few: int, many: int, images: int, generator: torch.Generator, draws: int) -> dict[str, Interval]:
-        """Value at ``few`` calls over value at ``many``, minus 1, by figure: bootstrap over images, paired."""
-        pairs = {name: (self.statistics[few][name], statistic) for name, statistic in self.statistics[many].items()}
-        return {name: bootstrap(_relative(*pair), images, generator=generator, draws=draws) for name, pair in pairs.items()}
+    def changes(
+        self, few: int, many: int, scales: Mapping[str, float], images: int, generator: torch.Generator, draws: int
+    ) -> dict[str, Interval]:
+        """(Value at ``few`` − value at ``many``) over the latter, or over the figure's scale: bootstrap over images, paired."""
+        return {
+            name: bootstrap(_change(self.statistics[few][name], statistic, scales.get(name)), images, generator=generator, draws=draws)
+            for name, statistic in self.statistics[many].items()
+        }
 
 
 def ratio(over: Tensor, under: Tensor) -> Statistic:
@@ -92,7 +99,9 @@ def ratio(over: Tensor, under: Tensor) -> Statistic:
     return lambda weights: (weights @ over) / (weights @ under)
 
 
-def _relative(few: Statistic, many: Statistic) -> Statistic:
+def _change(few: Statistic, many: Statistic, scale: float | None) -> Statistic:
+    if scale is not None:
+        return lambda weights: (few(weights) - many(weights)) / scale
     return lambda weights: few(weights) / many(weights) - 1
 
 
@@ -108,6 +117,8 @@ class Judge(Protocol):
 
     images: int
     needs: tuple[str, ...]
+    scales: Mapping[str, float]
+    """Units of changes of the figures whose own value may be 0, by name."""
 
     def scores(self, samples: Tensor) -> dict[str, Tensor]:
         """Numbers of every image, under the names in ``needs``."""
@@ -121,6 +132,8 @@ class Judge(Protocol):
 def measure(context: Context, part: str, curve: Curve, calls: int, judge: Judge, draw: Callable[[Schedule], Tensor]) -> None:
     """Add one number of calls to a curve, if it allows a step; scores and figures of an interrupted run are read back.
 
+    Where the kernel diverges, that is the figure, and the curve has a gap.
+
     Arguments:
         part: of the bench, first in the names of the figures. draw: samples along a schedule.
     """
@@ -133,7 +146,16 @@ def measure(context: Context, part: str, curve: Curve, calls: int, judge: Judge,
         curve.add(calls, judge.statistics(scores), judge.images)
         if context.done(*(f"{key}/{name}" for name in curve.figures[calls])):
             return
-    scores = judge.scores(draw(schedule))
+    if context.done(f"{key}/diverged"):
+        curve.diverged.append(calls)
+        return
+    try:
+        samples = draw(schedule)
+    except (Diverged, NotFinite):
+        context.figure(f"{key}/diverged", True)
+        curve.diverged.append(calls)
+        return
+    scores = judge.scores(samples)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in scores.items()}, file)
     curve.add(calls, judge.statistics(scores), judge.images)
@@ -141,17 +163,27 @@ def measure(context: Context, part: str, curve: Curve, calls: int, judge: Judge,
         context.figure(f"{key}/{name}", value)
 
 
-def report_changes(context: Context, key: str, curve: Curve, many: int, images: int, judged: bool, draws: int = 2000) -> None:
-    """What every figure changes by after :data:`FEW` calls, with intervals; the aim is that of the farthest bound of any of them."""
-    last = f"{key}/{curve.name}: farthest bound of any change from {FEW} to {many} calls"
+def report_changes(
+    context: Context, key: str, curve: Curve, many: int, images: int, scales: Mapping[str, float], judged: bool, draws: int = 2000
+) -> None:
+    """What every figure changes by after :data:`FEW` calls, with intervals; the aim is that of the largest change of any.
+
+    A curve that came to nothing at either number has no changes; if it is judged, its aim is missed.
+    """
+    last = f"{key}/{curve.name}: largest change from {FEW} to {many} calls"
+    aim = f"≤ {WITHIN}" if judged else None
     if context.done(last):
         return
+    if {FEW, many} & set(curve.diverged):
+        context.figure(last, "diverged", aim=aim, holds=False if judged else None, quick=False)
+    if not {FEW, many} <= set(curve.figures):
+        return
     generator = context.generator("bootstrap", curve.name, many)
-    intervals = curve.changes(FEW, many, images, generator, draws)
+    intervals = curve.changes(FEW, many, scales, images, generator, draws)
     for name, interval in intervals.items():
-        report_interval(context, f"{key}/{curve.name}/{name}: {FEW} over {many} calls, minus 1", interval)
-    farthest = max(max(abs(i.low), abs(i.high)) for i in intervals.values())
-    context.figure(last, farthest, aim=f"≤ {WITHIN}" if judged else None, quick=False)
+        over = f"over {scales[name]:.3g}" if name in scales else f"over the value at {many}"
+        report_interval(context, f"{key}/{curve.name}/{name}: change from {FEW} to {many} calls, {over}", interval)
+    context.figure(last, max(abs(i.value) for i in intervals.values()), aim=aim, quick=False)
 
 
 def write_curves(file: Path, curves: Sequence[Curve]) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +79,8 @@ def gaussian(context: Context) -> list[Curve]:
     for many in (n for n in (MANY, MOST) if n in budget):
         worst = max(_changes(chosen, many).values())
         context.figure(f"gaussian/choice: largest change from {FEW} to {many} calls", worst, aim=f"≤ {WITHIN}")
+        few, last = chosen.figures[FEW][DISTANCE], chosen.figures[many][DISTANCE]
+        context.figure(f"gaussian/choice: distance to the posterior at {FEW} over that at {many} calls, minus 1", few / last - 1)
     return curves
 
 
@@ -136,6 +140,7 @@ class Oracle:
         return x.unflatten(0, (samples, -1))
 
     needs = ("psnr", "centre", "variance", "score")
+    scales: ClassVar[Mapping[str, float]] = MappingProxyType({})
 
     @property
     def images(self) -> int:
@@ -182,6 +187,6 @@ def mixture(context: Context, choice: str) -> list[Curve]:
         for calls in budget:
             measure(context, "mixture", curve, calls, setting, draw)
         for many in (n for n in (MANY, MOST) if n in budget and curve.stochastic):
-            report_changes(context, "mixture", curve, many, images, judged=curve.name == choice)
+            report_changes(context, "mixture", curve, many, images, setting.scales, judged=curve.name == choice)
         curves.append(curve)
     return curves

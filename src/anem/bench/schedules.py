@@ -20,7 +20,6 @@ from anem.bench.intervals import report_interval
 from anem.bench.paths import PathRecorder, plot_paths
 from anem.data import ImageData, load_dataset, mnist
 from anem.energy import EnergyModel
-from anem.hub import load
 from anem.images import save_image
 from anem.metrics import DigitClassifier, Interval, bootstrap, mean_statistic
 from anem.operators import Inpainting
@@ -61,7 +60,7 @@ def run(context: Context) -> None:
     if not isinstance(data, ImageData) or data.labels is None:
         raise ValueError(f"{context.data}: wanted images in memory with labels")
     x, labels = data.batch(torch.arange(size.images)), data.labels[: size.images].long()
-    classifier, model = DigitClassifier.load(), context.compiled(load(context.model))
+    classifier, model = DigitClassifier.load(), context.load(context.model)
     truth = "classification error/of the true digits"
     if not context.done(truth):
         context.figure(truth, (classifier(x).argmax(1) != labels).double().mean())

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from anem.cli.options import Compile, Flag, check_seed
+from anem.cli.options import Compile, Device, Flag, check_seed
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Bench:
     seed: int = 0
     """of all random numbers"""
     compile: Compile = False
+    device: Device = "cpu"
     fresh: Flag = False
     """start over instead of continuing"""
 
@@ -87,6 +88,7 @@ class Bench:
             trained=self.trained,
             dataset=self.dataset,
             compile=self.compile,
+            device=self.device,
             fresh=self.fresh,
             on_figure=show,
         )
@@ -108,4 +110,5 @@ class Bench:
         words += ["--dataset", self.dataset] if self.dataset != "mnist" else []
         words += ["--seed", str(self.seed)] if self.seed else []
         words += ["--compile"] if self.compile else []
+        words += ["--device", self.device] if self.device != "cpu" else []
         return shlex.join(words)

@@ -10,7 +10,7 @@ The first of the two passes asks for derivatives with respect to images only. A 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,8 +55,23 @@ def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _exact(x: Tensor) -> AbstractContextManager[None]:
+    """Convolutions of float32 in float32: TF32, their default on a GPU, rounds by more than the noise at small variances."""
+    return _without_tf32() if x.is_cuda else nullcontext()
+
+
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Any, Any, Any]:
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], _padding(weight), [1, 1], False, [0, 0], 1, mask)
+    with _exact(x):
+        return torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], _padding(weight), [1, 1], False, [0, 0], 1, mask)
 
 
 class _Conv(torch.autograd.Function):
@@ -67,7 +82,8 @@ class _Conv(torch.autograd.Function):
         ctx.save_for_backward(x if scope.again else None, weight)
         ctx.scope = scope
         rounded, kernel, shift = scope.round(x, weight, bias)
-        return torch.conv2d(rounded, kernel, shift, padding=_padding(weight)).to(x.dtype)
+        with _exact(x):
+            return torch.conv2d(rounded, kernel, shift, padding=_padding(weight)).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

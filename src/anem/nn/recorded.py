@@ -1,7 +1,8 @@
-"""A computation recorded once and run as machine code: what ``torch.compile`` does, for functions that call autograd themselves.
+"""A computation recorded once and run faster: as machine code on a CPU, as a graph of kernels on a CUDA device.
 
-``torch.compile`` refuses those. Here the backward passes are recorded too (``make_fx``), and what is compiled is a graph of elementary
-operations without autograd. Sums come in another order, so results differ from the ordinary ones by rounding.
+``torch.compile`` refuses functions that call autograd themselves. For a CPU the backward passes are recorded too (``make_fx``), and what
+is compiled is a graph of elementary operations without autograd. Sums come in another order, so results differ from the ordinary ones by
+rounding. A CUDA device replays the very kernels, with one launch for hundreds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Recorded", "check_compiler", "cpp_compiler", "machine_code", "record"]
+__all__ = ["Recorded", "Replayed", "check_compiler", "cpp_compiler", "machine_code", "record"]
 
 
 def record(function: Callable[..., Sequence[Tensor]], parameters: Mapping[str, Tensor], *inputs: Tensor) -> torch.fx.GraphModule:
@@ -96,3 +97,51 @@ class Recorded:
 
     def _call(self, parameters: dict[str, Tensor], *inputs: Tensor) -> list[Tensor]:
         return [part.detach() for part in torch.func.functional_call(self.module, parameters, inputs)]
+
+
+class Replayed:
+    """A function of rows on a CUDA device, replayed as a graph of kernels for numbers of rows that are powers of two.
+
+    Arguments:
+        module: as for :class:`Recorded`, its parameters on the device.
+        rows: most of one graph; larger batches are cut up. What fills a graph up to its number of rows repeats the last one.
+        after: calls for a graph that run as usual before it is made.
+    """
+
+    def __init__(self, module: nn.Module, rows: int = 512, after: int = 2) -> None:
+        self.module, self.rows, self.after = module, rows, after
+        self.seen: dict[tuple, int] = {}
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]] = {}
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """The module's results, detached, on its device, wherever the inputs are."""
+        parts = [self._piece([x[start : start + self.rows] for x in inputs]) for start in range(0, len(inputs[0]), self.rows)]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def _piece(self, piece: list[Tensor]) -> list[Tensor]:
+        count = len(piece[0])
+        full = 1 << (count - 1).bit_length()
+        kind = full, *((x.shape[1:], x.dtype) for x in piece)
+        device = next(self.module.parameters()).device
+        self.seen[kind] = self.seen.get(kind, 0) + 1
+        if self.seen[kind] <= self.after:
+            return [part.detach() for part in self.module(*(x.to(device) for x in piece))]
+        if kind not in self.graphs:
+            self.graphs[kind] = self._capture([torch.cat([x, x[-1:].expand(full - count, *x.shape[1:])]).to(device) for x in piece])
+        graph, fixed, results = self.graphs[kind]
+        for static, new in zip(fixed, piece, strict=True):
+            static[:count].copy_(new)
+            static[count:].copy_(new[-1:].expand(full - count, *new.shape[1:]))
+        graph.replay()
+        return [part[:count].clone() for part in results]
+
+    def _capture(self, fixed: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.module(*fixed)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = [part.detach() for part in self.module(*fixed)]
+        return graph, fixed, results
