@@ -1,5 +1,6 @@
 """The comparison: the table of methods, and all of the bench at a tiny size on made-up digits without metric weights."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, PRIORS, Method, find_prior
 from anem.bench.compare_problem import TASKS, Counted, Problem, restore
 from anem.bench.compare_table import markdown
-from anem.bench.harness import Context, Report, run_bench
+from anem.bench.harness import Context, Report, run_bench, weights_digest
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
 from anem.gaussian import make_mixture
@@ -62,7 +63,13 @@ def test_a_missing_prior_says_how_to_train_it(tmp_path):
     folder = tmp_path / PRIORS["isotropic"] / "model"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
-    assert find_prior("DPS", "box", tmp_path, "digits") == str(folder)
+    card = folder / "card.json"
+    card.write_text('{"images_seen": 96, "training": {"images": 100}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="wanted a model trained to its end, got one of 96 of 100 images"):
+        find_prior("DPS", "box", tmp_path, "digits")
+    for complete in ('{"images_seen": 128, "training": {"images": 100}}', "{}"):
+        card.write_text(complete, encoding="utf-8")
+        assert find_prior("DPS", "box", tmp_path, "digits") == str(folder)
 
 
 def test_every_task_is_one_for_digits():
@@ -102,8 +109,9 @@ def bench(tmp_path, monkeypatch):
 def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_path, monkeypatch):
     figures = bench().figures
     methods = {key.split("/")[1] for key in figures if key.startswith("blur, 6 calls/")}
-    assert {OURS, "RED-Diff", f"DISTS, {OURS} over the best Bayesian baseline"} >= methods >= {OURS, "RED-Diff"}
-    assert figures["prior/isotropic"].value == str(tmp_path / "model")
+    expected = {OURS, "RED-Diff", "truth"}
+    assert expected | {f"DISTS, {OURS} over the best Bayesian baseline"} >= methods >= expected
+    assert figures["prior/isotropic"].value == f"{tmp_path / 'model'} ({weights_digest(str(tmp_path / 'model'))}, unknown images)"
     assert "LPIPS" in figures["left out"].value and "make data" in figures["left out"].value
     trials = {key.split(": ")[1]: f.value for key, f in figures.items() if "RED-Diff/tuning" in key}
     assert len(trials) == 2
@@ -115,8 +123,37 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_p
     table = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert table.count("| RED-Diff |") == 1 and "* RED-Diff: PSNR" in table
     monkeypatch.setattr(compare, "restore", None)  # whatever calls it fails
-    again = bench().figures
-    assert {k: f for k, f in again.items() if "prior" not in k} == {k: f for k, f in figures.items() if "prior" not in k}
+    assert bench().figures == figures
+
+
+def test_another_prior_in_the_place_of_the_first_does_not_continue_its_report(bench, tmp_path):
+    shutil.copytree(tmp_path / "model", tmp_path / PRIORS["isotropic"] / "model")
+    bench(methods=("RED-Diff",))
+    network = EnergyNetwork.from_pretrained(tmp_path / "model")
+    network.unet.enter.weight.data.mul_(2)
+    network.save_pretrained(tmp_path / PRIORS["isotropic"] / "model")
+    with pytest.raises(ValueError, match=r"prior/isotropic: now .* but the figures so far were made by .*; --fresh starts over"):
+        bench(methods=("RED-Diff",))
+
+
+def test_at_more_calls_only_the_best_settings_are_tried_again(bench, monkeypatch):
+    sizes = Size(restored={6: 3, 8: 2}, tasks=("blur",), settings=3, tuning={6: 2, 8: 2}, again=1, reference=12, diverse=2, shown=2)
+    monkeypatch.setattr(Size, "quick", lambda: sizes)
+    figures = bench(methods=("RED-Diff",)).figures
+    first, second = (
+        {k.split(": ")[1]: f.value for k, f in figures.items() if k.startswith(f"blur, {n} calls/RED-Diff/tuning")} for n in (6, 8)
+    )
+    assert len(first) == 3 and list(second) == [min(first, key=first.get)]
+    assert "blur, 6 calls/RED-Diff/diversity" in figures and "blur, 8 calls/RED-Diff/diversity" not in figures
+
+
+def test_a_measure_that_came_later_is_added_to_kept_restorations(bench, monkeypatch):
+    figures = bench(methods=("RED-Diff",)).figures
+    monkeypatch.setattr(compare, "restore", None)
+    scores = Judge.scores
+    monkeypatch.setattr(Judge, "scores", lambda self, x, problem: {**scores(self, x, problem), "new": x.mean((1, 2, 3))})
+    again = bench(methods=("RED-Diff",)).figures
+    assert set(again) - set(figures) == {"blur, 6 calls/RED-Diff/new"}
 
 
 def test_a_network_for_the_task_is_compared_where_there_is_one(bench, tmp_path):

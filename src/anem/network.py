@@ -36,6 +36,7 @@ from torch.nn.functional import pad
 from anem.bases import Basis, Mixed, Pixel, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
+from anem.nn.attached import attached
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.recorded import Recorded, Replayed, check_compiler
 from anem.nn.unet import UNet
@@ -151,7 +152,7 @@ class EnergyNetwork(EnergyModel):
             nn.init.zeros_(layer.bias)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}
-        self._recorded: dict[tuple[str, bool], Callable[..., list[Tensor]]] = {}
+        self._recorded: dict[tuple[str, int], Callable[..., list[Tensor]]] = {}
         self._record: Callable[[nn.Module], Callable[..., list[Tensor]]] | None = None
         self._remote: list[EnergyNetwork] = []  # a list, so that it is no part of the module
 
@@ -240,12 +241,14 @@ class EnergyNetwork(EnergyModel):
         rho = self.statistics.residual(y, cov.basis)
         base = self._base(rho, cov.values, c)[0]
         if torch.is_grad_enabled():
-            return base + self._part(cov.basis, False)(rho, cov.values)[0]
+            if self._remote:
+                return base + attached(rho, cov.values.log(), partial(self._away, cov.basis, 1), partial(self._away, cov.basis, 2))
+            return base + self._correction(rho, cov.values.log(), cov.basis, c)
         return base + self._detached(False, rho, cov)[0]
 
     def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
         """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
-        parts = self._part(cov.basis, True, True)(rho, cov.values) if create_graph else self._detached(True, rho, cov)
+        parts = _Correction(self, cov.basis, True, True)(rho, cov.values) if create_graph else self._detached(True, rho, cov)
         correction, grad_rho, grad_logvar = parts
         base, base_rho, base_logvar = self._base(rho, cov.values, self._setting(cov, rho))
         return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
@@ -255,22 +258,26 @@ class EnergyNetwork(EnergyModel):
         """The network that computes: this one, or its copy elsewhere."""
         return self._remote[0] if self._remote else self
 
-    def _part(self, basis: Basis, gradients: bool, create_graph: bool = False) -> Callable[..., Sequence[Tensor]]:
-        """The correction as a function of tensors, which may be elsewhere than the network that computes it."""
-        part = _Correction(self._computing, basis, gradients, create_graph)
-        if not self._remote:
-            return part
-        device = self._computing.offset.device
-        return lambda *inputs: [x.to(inputs[0].device) for x in part(*(x.to(device) for x in inputs))]
+    def _away(self, basis: Basis, order: int, rho: Tensor, logvar: Tensor, *vectors: Tensor) -> Sequence[Tensor]:
+        """Derivatives in ρ and ℓ by the network that computes: of first order with the correction itself, of second in a direction."""
+        part = _Correction(self._computing, basis, True) if order == 1 else _Curvature(self._computing, basis)
+        return self._run(part, (basis.name, order), isinstance(basis, Mixed), rho, logvar.exp(), *vectors)
 
     def _detached(self, gradients: bool, rho: Tensor, cov: Covariance) -> Sequence[Tensor]:
-        """The correction, with its gradients if asked for, for use and not for training: recorded where that was asked for."""
-        if self._record is None or isinstance(cov.basis, Mixed):
-            return self._part(cov.basis, gradients)(rho, cov.values)
-        key = cov.basis.name, gradients
+        """The correction, with its gradients if asked for, for use and not for training."""
+        part = _Correction(self._computing, cov.basis, gradients)
+        return self._run(part, (cov.basis.name, int(gradients)), isinstance(cov.basis, Mixed), rho, cov.values)
+
+    def _run(self, part: nn.Module, key: tuple[str, int], mixed: bool, *inputs: Tensor) -> Sequence[Tensor]:
+        """A part of the computing network at inputs from here: as recorded code where that was asked for and they have one basis."""
+        if self._record is None or mixed:
+            if not self._remote:
+                return part(*inputs)
+            device = self._computing.offset.device
+            return [x.to(inputs[0].device) for x in part(*(x.to(device) for x in inputs))]
         if key not in self._recorded:
-            self._recorded[key] = self._record(_Correction(self._computing, cov.basis, gradients))
-        return [x.to(rho.device) for x in self._recorded[key](rho, cov.values)]
+            self._recorded[key] = self._record(part)
+        return [x.to(inputs[0].device) for x in self._recorded[key](*inputs)]
 
     def compile(self, rows: int | None = None, after: int | None = None) -> None:
         """Evaluate by recorded code from now on where that pays: everywhere but in training, in batches of one basis.
@@ -406,3 +413,20 @@ class _Correction(nn.Module):
             logvar = variances.detach().log().requires_grad_()
             correction = network._correction(leaf, logvar, basis, c)
             return (correction, *torch.autograd.grad(correction.sum(), (leaf, logvar), create_graph=again))
+
+
+class _Curvature(nn.Module):
+    """The Hessian of a network's correction in (ρ, log λ), in one basis, times a vector: its two parts, (B, C, H, W)."""
+
+    def __init__(self, network: EnergyNetwork, basis: Basis) -> None:
+        super().__init__()
+        self.network, self.basis = network, basis
+
+    def forward(self, rho: Tensor, variances: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        network, basis = self.network, self.basis
+        c = network.statistics.variance_in(basis, *rho.shape[-2:], rho)
+        with torch.enable_grad(), network.unet.scope.inputs_only():
+            leaves = rho.detach().requires_grad_(), variances.detach().log().requires_grad_()
+            correction = network._correction(*leaves, basis, c)
+            gradients = torch.autograd.grad(correction.sum(), leaves, create_graph=True)
+            return torch.autograd.grad(gradients, leaves, (v, w))

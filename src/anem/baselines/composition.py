@@ -66,7 +66,8 @@ class Composition:
         model: the prior, used in white noise alone.
         levels: geometric, from ``highest`` to ``lowest``.
         corrector: the chain at each level.
-        highest: σ of the first level; None for √λ_max, where nothing is known of x but the measurement.
+        highest: σ of the first level; None for √λ_max, where nothing is known of x but the measurement. What was not observed
+            starts from the prior with its noise.
         lowest: σ of the last level, by default that of 8-bit rounding.
         samples: S.
 
@@ -93,9 +94,9 @@ class Composition:
 
     @torch.no_grad()
     def _sample(self, observation: Observation, noise: Noise) -> Tensor:
-        target, x = _Composed(observation), observation.y
+        target, sigmas = _Composed(observation), self._sigmas()
+        x = self._start(observation, sigmas[0])
         step_size = self.corrector.initial_step_size(x)
-        sigmas = self._sigmas()
         now = self.model(x, Covariance.white(sigmas[0] ** 2, x.shape, like=x))
         for sigma, then in zip(sigmas, [*sigmas[1:], None], strict=True):
             corrected = self.corrector.correct(self.model, now, target, step_size, noise)
@@ -104,6 +105,14 @@ class Composition:
                 x = target.reverse(now, sigma**2, then**2, noise)
                 now = self.model(x, Covariance.white(then**2, x.shape, like=x))
         return now.denoised
+
+    def _start(self, observation: Observation, sigma: float) -> Tensor:
+        """y, its unobserved coordinates drawn from N(μ, c + λ) brought to the spread c + σ² of the first level."""
+        basis, values = observation.cov.basis, observation.cov.values
+        mean = self.model.statistics.mean_image(observation.y)
+        prior = self.model.statistics.variance_in(basis, *observation.y.shape[-2:], observation.y)
+        z = basis.forward(observation.y - mean)
+        return mean + basis.inverse(torch.where(observation.observed, z, z * ((prior + sigma**2) / (prior + values)).sqrt()))
 
     def _sigmas(self) -> Sequence[float]:
         high = self.model.statistics.lambda_max**0.5 if self.highest is None else self.highest

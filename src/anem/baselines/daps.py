@@ -20,14 +20,15 @@ class DAPS:
     """At each level σ_i: x̂₀(x_i) by the probability flow, Langevin for N(x; x̂₀, σ_i²) N(m; Hx, τ²), then x_{i+1} = x + σ_{i+1} z.
 
     Langevin: x ← x + η s + √(2η) z, s = Hᵀ(m − Hx)/τ² + (x̂₀ − x)/σ_i², from x̂₀; η_i = lr [1 − 0.99 i/N]. All numbers are those for
-    images in [−1, 1]; s is the gradient of the log-density, half the gradient of ‖Hx − m‖²/τ², at which η = τ² is stable for |h| ≤ 1.
+    images in [−1, 1]; s is the gradient of the log-density, half the gradient of ‖Hx − m‖²/τ². η is at most τ²/max |h|² of an image, above
+    which Langevin diverges.
 
     Arguments:
         model: the prior, used in white noise alone.
         levels, ode: N, and Euler steps of each flow: N · ode network calls for a sample.
         langevin: steps at each level, without network calls.
         learning_rate: lr; 1e-4 (super-resolution, blur) or 5e-5 (box).
-        tau: τ, a setting of the authors'; None for the measurement's own σ, with η ≤ σ² of that image, above which Langevin diverges.
+        tau: τ, a setting of the authors'; None for the measurement's own σ.
         highest, lowest: σ of the first and the last level.
         samples: S.
 
@@ -62,11 +63,12 @@ class DAPS:
         # In x = (u + 1)/2 standard deviations are half, step sizes a quarter of the authors'.
         sigmas = [0.5 * s for s in polynomial_levels(self.highest, self.lowest, self.levels)]
         x = torch.full(operator.image_shape(measurement.shape), 0.5).to(measurement)
-        stable = 1 / precision.expand_as(measurement).flatten(1).amax(1).reshape(-1, 1, 1, 1)
+        gain = operator.response(x.shape, x).abs().square().expand_as(x).flatten(1).amax(1)
+        stable = 1 / (gain * precision.expand_as(measurement).flatten(1).amax(1)).reshape(-1, 1, 1, 1)
         for i, sigma in enumerate(sigmas):
             mean = self._flow(x + sigma * normal(x.shape, generators, x), sigma)
             step = 0.25 * self.learning_rate * (1 - 0.99 * i / self.levels)
-            eta = stable.clamp(max=step) if self.tau is None else torch.full_like(stable, step)
+            eta = stable.clamp(max=step)
             x = mean
             for _ in range(self.langevin):
                 score = operator.adjoint((measurement - operator(x)) * precision) + (mean - x) / sigma**2

@@ -11,7 +11,7 @@ from torch import Tensor
 from anem.bench.compare_problem import Problem
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
-from anem.metrics import DISTS, LPIPS, DigitClassifier, Inception, Statistic, consistency, kernel_statistic, psnr, ssim
+from anem.metrics import DISTS, LPIPS, DigitClassifier, Inception, Statistic, consistency, kernel_statistic, kernel_within, psnr, ssim
 from anem.random import generators_for
 
 __all__ = ["NOISE", "Judge"]
@@ -31,7 +31,8 @@ class Judge:
         self.missing: list[str] = []
         try:
             self.features = DigitClassifier.load().features if reference.shape[1:] == (1, 28, 28) else Inception(data)
-            self.reference = self.features(reference)
+            self.reference = torch.cat([self.features(part) for part in reference.split(500)])
+            self.within = kernel_within(self.reference)
         except ValueError as error:
             self.missing.append(f"KID: {error}")
         for name, kind in (("LPIPS", LPIPS), ("DISTS", DISTS)):
@@ -56,4 +57,4 @@ class Judge:
     @torch.no_grad()
     def kernel(self, x: Tensor) -> Statistic | None:
         """KID to the reference as a statistic of image weights, in the features of the digit classifier or, for other images, Inception."""
-        return None if self.features is None else kernel_statistic(self.features(x.clamp(0, 1)), self.reference)
+        return None if self.features is None else kernel_statistic(self.features(x.clamp(0, 1)), self.reference, self.within)

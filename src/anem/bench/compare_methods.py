@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from anem.baselines import DAPS, DPS, Composition, InDI, Palette, PaperSampler, REDDiff
 from anem.energy import EnergyModel
+from anem.hub import read_card
 from anem.restore import Restorer
 from anem.sample import MALA, Corrector, EnergyRestorer, Kernel, Sampler, WaterFilling, as_kernel, steps_within
 
@@ -55,7 +56,7 @@ def find_prior(name: str, task: str, trained: Path, given: str, dataset: str = "
     Runs on another data set than MNIST end in its name, ``comparison-NAME`` and so on in place of ``comparison-digits``.
 
     Raises:
-        ValueError: it was not trained yet; says how to.
+        ValueError: it was not trained yet, or not to its end; says how to.
     """
     prior = METHODS[name].prior
     if prior == "given":
@@ -64,9 +65,13 @@ def find_prior(name: str, task: str, trained: Path, given: str, dataset: str = "
     if dataset != "mnist":
         run = f"{run.removesuffix('-digits')}-{Path(dataset).stem}"
     folder = trained / run / "model"
+    config = f"baselines/{run}" if prior == "conditional" else run
     if not (folder / "model.safetensors").is_file():
-        config = f"baselines/{run}" if prior == "conditional" else run
         raise ValueError(f"{folder}: no model there; `anem train configs/{config}.toml` trains it")
+    card = read_card(folder)
+    seen, wanted = card.get("images_seen"), card.get("training", {}).get("images")
+    if isinstance(seen, int) and isinstance(wanted, int) and seen < wanted:
+        raise ValueError(f"{folder}: wanted a model trained to its end, got one of {seen} of {wanted} images; `anem train` continues")
     return str(folder)
 
 
@@ -86,8 +91,11 @@ def _composition(steps: int, highest: float | None = None) -> Make:
     return make
 
 
-def _daps(ode: int, learning_rate: float, tau: float | None = 0.01) -> Make:
-    return lambda model, calls: DAPS(model, levels=max(1, calls // ode), ode=ode, learning_rate=learning_rate, tau=tau)
+def _daps(ode: int, learning_rate: float, tau: float | None = 0.01, highest: float = 100.0) -> Make:
+    def make(model: EnergyModel, calls: int) -> Restorer:
+        return DAPS(model, levels=max(1, calls // ode), ode=ode, learning_rate=learning_rate, tau=tau, highest=highest)
+
+    return make
 
 
 def _paper(corrections: int, snr: float) -> Make:
@@ -125,16 +133,18 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "ours, bundled": Method("given", _SAMPLER, rival=False),
         "paper's sampler": Method("anisotropic", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}),
         "DPS": Method("isotropic", {f"ζ = {z}": _dps(z) for z in (0.3, 1.0, 2.0, 4.0)}),
+        # λ of the authors is for σ of another size: with ours the data term has to weigh more.
         "RED-Diff": Method(
-            "isotropic", {f"lr {r}, λ {w}": _red_diff(r, w) for r, w in ((0.1, 0.25), (0.25, 0.25), (0.03, 0.25), (0.1, 1.0))}
+            "isotropic", {f"lr {r}, λ {w}": _red_diff(r, w) for r, w in ((0.1, 0.25), (0.1, 0.03), (0.03, 0.03), (0.01, 0.03))}
         ),
+        # From σ = 10 on (in u) nothing is seen of a digit: the levels above are spent on noise.
         "DAPS": Method(
             "isotropic",
             {
                 "5 flow steps, lr 1e-4": _daps(5, 1e-4),
-                "5 flow steps, lr 5e-5": _daps(5, 5e-5),
-                "2 flow steps, lr 1e-4": _daps(2, 1e-4),
-                "5 flow steps, lr 1e-4, τ = σ": _daps(5, 1e-4, None),
+                "2 flow steps, lr 1e-4, from σ = 10": _daps(2, 1e-4, highest=10.0),
+                "2 flow steps, lr 1e-3, from σ = 10": _daps(2, 1e-3, highest=10.0),
+                "2 flow steps, lr 1e-4, τ = σ, from σ = 10": _daps(2, 1e-4, None, highest=10.0),
             },
         ),
         "composition": Method(

@@ -43,8 +43,13 @@ def markdown(report: Report) -> str:
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("\nOurs minus the others, with 95 % intervals:\n")
         for method, figures in methods.items():
-            found = [_interval(figures, name) for name in figures if name.endswith("ours minus it")]
+            found = [_interval(figures, name) for name in figures if name.endswith(("ours minus it", "ours minus half of it"))]
             lines += [f"* {method}: " + "; ".join(found)] if found else []
+        judged = {k: f for k, f in report.figures.items() if k.startswith(f"{task}/") and f.holds is not None}
+        if judged:
+            lines.append("\nAims:\n")
+        for key, figure in judged.items():
+            lines.append(f"* {key.removeprefix(f'{task}/')}: {format_value(figure.value)}, wanted {figure.aim}: {figure.verdict}")
         lines.append("\nTuning (LPIPS, or −PSNR without its weights, on tuning images):\n")
         for method, figures in methods.items():
             trials = [f"{n.removeprefix('tuning: ')}: {format_value(f.value)}" for n, f in figures.items() if n.startswith("tuning: ")]
@@ -54,7 +59,8 @@ def markdown(report: Report) -> str:
 
 def _interval(figures: dict[str, Figure], name: str) -> str:
     value, low, high = (format_value(figures[n].value) for n in (name, f"{name}, 95 % from", f"{name}, 95 % to"))
-    return f"{name.partition(',')[0]} {value} ({low} to {high})"
+    what = name.removesuffix(", ours minus it").replace(", ours minus half of it", " less half of it")
+    return f"{what} {value} ({low} to {high})"
 
 
 def write_table(report: Report, file: Path) -> None:

@@ -24,7 +24,7 @@ import anem
 from anem.hub import check_device, load, locate
 from anem.network import EnergyNetwork
 
-__all__ = ["Context", "Figure", "Report", "code", "commit", "judge", "load_bench", "run_bench", "table", "write_json"]
+__all__ = ["Context", "Figure", "Report", "code", "commit", "judge", "load_bench", "run_bench", "table", "weights_digest", "write_json"]
 
 Value = float | int | str | bool | None
 

@@ -6,7 +6,7 @@ Nothing here needs torchvision. Weights of the perceptual networks come from a d
 
 from anem.metrics.classifier import DigitClassifier
 from anem.metrics.distributions import Inception, frechet_distance, kernel_distance
-from anem.metrics.intervals import Interval, Statistic, bootstrap, kernel_statistic, mean_statistic
+from anem.metrics.intervals import Interval, Statistic, bootstrap, kernel_statistic, kernel_within, mean_statistic
 from anem.metrics.perceptual import DISTS, LPIPS
 from anem.metrics.pixels import consistency, diversity, psnr, ssim
 
@@ -23,6 +23,8 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "kernel_statistic",
+    "kernel_within",
+    "kernel_within",
     "mean_statistic",
     "psnr",
     "ssim",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "Statistic", "bootstrap", "kernel_statistic", "mean_statistic"]
+__all__ = ["Interval", "Statistic", "bootstrap", "kernel_statistic", "kernel_within", "mean_statistic"]
 
 Statistic = Callable[[Tensor], Tensor]
 """Weights of the images (R, N), float64, to values (R,)."""
@@ -71,7 +71,14 @@ def mean_statistic(scores: Tensor) -> Statistic:
     return lambda weights: weights @ scores / weights.sum(1)
 
 
-def kernel_statistic(features: Tensor, reference: Tensor) -> Statistic:
+def kernel_within(reference: Tensor) -> float:
+    """Mean kernel of two different rows of a set (M, F): what :func:`kernel_statistic` needs to know of its reference."""
+    r = reference.double().cpu()
+    total = sum(float(_kernel(part, r).sum()) for part in r.split(1000)) - float(_kernel_diagonal(r).sum())
+    return total / (len(r) * (len(r) - 1))
+
+
+def kernel_statistic(features: Tensor, reference: Tensor, within_reference: float | None = None) -> Statistic:
     """The kernel distance (KID) of a weighted set to a fixed reference set: the unbiased squared MMD, k(a, b) = (a·b/F + 1)³.
 
     Pairs of an image with itself are left out, resampled copies included. Memory N² + N M.
@@ -79,6 +86,7 @@ def kernel_statistic(features: Tensor, reference: Tensor) -> Statistic:
     Arguments:
         features: (N, F).
         reference: (M, F).
+        within_reference: :func:`kernel_within` of it, where that is at hand.
 
     Source: Bińkowski et al. 2018, arXiv 1801.01401, eq. 4.
     """
@@ -87,7 +95,7 @@ def kernel_statistic(features: Tensor, reference: Tensor) -> Statistic:
     x, r = features.double().cpu(), reference.double().cpu()
     within = _kernel(x, x).fill_diagonal_(0)
     across = _kernel(x, r).mean(1)
-    constant = _kernel(r, r).fill_diagonal_(0).sum() / (len(r) * (len(r) - 1))
+    constant = kernel_within(r) if within_reference is None else within_reference
 
     def statistic(weights: Tensor) -> Tensor:
         total = weights.sum(1)
@@ -99,3 +107,7 @@ def kernel_statistic(features: Tensor, reference: Tensor) -> Statistic:
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1).pow(3)
+
+
+def _kernel_diagonal(a: Tensor) -> Tensor:
+    return (a.square().sum(1) / a.shape[1] + 1).pow(3)
