@@ -333,7 +333,7 @@ def test_the_quick_suite_fails_no_exact_energy(generator):
     """But for one figure in about thirty beyond 3 standard errors of its own, which small samples underestimate."""
     model = EXACT["skewed"]
     found = [c for a in audits(model, model.sample(32, generator), AuditSize.quick(), lambda_min=1e-6) for c in a.run()]
-    assert len(found) > 60 and sum(c.verdict == "pass" for c in found) > 30
+    assert len(found) > 60 and sum(c.verdict == "pass" for c in found) > 25
     assert sum(c.verdict == "FAIL" for c in found) <= 1
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anem.bench import audit, harness
-from anem.bench.harness import run_bench
+from anem.bench.harness import Context, run_bench
 from anem.cli import main
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
@@ -56,7 +56,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     models = {"exact": prior, "drifting": Drifting()}
     monkeypatch.setattr("anem.hub.load", lambda name, device="cpu": models[name])
-    monkeypatch.setattr(audit, "load", models.__getitem__)
+    monkeypatch.setattr(Context, "load", lambda self, name: models[name])
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
 
@@ -90,9 +90,11 @@ def test_what_cannot_be_decided_is_missed_in_a_full_run_and_not_judged_in_a_quic
 def test_the_trusted_range_ends_at_the_first_level_that_is_wrong(tmp_path):
     context = harness.Context(harness.Report("n", "c", 0, "n"), quick=True, out=tmp_path)
     for level, value in (("0.01", -0.05), ("0.0001", 0.02), ("0.1", 0.3), ("1", 0.01)):
-        context.figure(f"variance/white {level}/one call/error − 1", value)
+        context.figure(f"variance/white {level}/one call/error − 1", value, aim="-0.1 to 0.1", quick=level != "0.01")
         context.figure(f"variance/white {level}/one call/samples − 1", 9.0)
     assert audit.trusted_level(context) == 0.01
+    context.report.figures["variance/white 0.01/one call/error − 1"] = harness.Figure(-0.05, "±0.1; undecided", False)
+    assert audit.trusted_level(context) == 0.0001
 
 
 # --- the command ---

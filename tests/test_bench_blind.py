@@ -9,6 +9,7 @@ from bench_digits import made_up_digits, run_quick
 
 from anem.bench import blind, harness
 from anem.bench.blind import CHOSEN, BaseEnergy, Size, family_measurements, summarise
+from anem.bench.harness import Context
 from anem.blind import FAMILIES, estimate
 from anem.covariance import Covariance
 from anem.gaussian import Gaussian, make_mixture, make_power_law_gaussian
@@ -54,10 +55,10 @@ def test_summaries_count_what_they_say(generator):
 
 def test_every_figure_is_made_once_and_an_interrupted_run_continues(tmp_path, monkeypatch):
     made_up_digits(tmp_path, monkeypatch)
-    tiny = Size(images=1, beside=0, outside=(0.1,), ratios=(2.0,), sigmas=(0.05,), families=1, small=1, budget=60, draws=1)
+    tiny = Size(images=1, beside=False, outside=(0.1,), ratios=(2.0,), sigmas=(0.05,), families=1, small=1, budget=60, draws=1)
     monkeypatch.setattr(Size, "quick", lambda: tiny)
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
-    monkeypatch.setattr(blind, "load", lambda name: BaseEnergy(load(name).statistics))
+    monkeypatch.setattr(Context, "load", lambda self, name: BaseEnergy(load(name).statistics))
     monkeypatch.setattr(blind, "learn", lambda prior, folder, seed, generator, quick: make_power_law_gaussian(1, 8, 8))
     figures = run_quick(blind.run, tmp_path).figures
     assert all(math.isfinite(float(f.value)) for k, f in figures.items() if "commit" not in k)
@@ -69,3 +70,12 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(tmp_path, mo
     for part in ("estimate", "choose", "learn"):
         monkeypatch.setattr(blind, part, None)  # whatever calls it fails
     assert run_quick(blind.run, tmp_path).figures == figures
+
+
+def test_models_of_the_ablation_that_are_missing_are_named_before_anything_is_done(tmp_path, monkeypatch):
+    made_up_digits(tmp_path, monkeypatch)
+    monkeypatch.setattr(Size, "quick", lambda: Size(images=1, families=1, small=1))
+    monkeypatch.setattr(blind, "estimate", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"weight-0.*default.*no model there; `anem bench ablation` trains them"):
+        run_quick(blind.run, tmp_path)

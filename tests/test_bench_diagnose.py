@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anem.bench import diagnose, harness
-from anem.bench.harness import run_bench
+from anem.bench.harness import Context, run_bench
 from anem.data import MNIST_SPLITS
 from anem.gaussian import make_power_law_gaussian
 
@@ -18,7 +18,7 @@ def bench(tmp_path, monkeypatch):
     x = PRIOR.sample(8, torch.Generator().manual_seed(0)).mul(256).clamp(0, 255).byte()[:, 0].numpy()
     np.savez(tmp_path / "mnist.npz", x_test=x, y_test=np.zeros(8))
     monkeypatch.setitem(MNIST_SPLITS, "tuning", ("test", 0, 8))
-    monkeypatch.setattr(diagnose, "load", lambda name: PRIOR)
+    monkeypatch.setattr(Context, "load", lambda self, name: PRIOR)
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
     def start():

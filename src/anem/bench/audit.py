@@ -1,7 +1,7 @@
 """Whether the model's energy is the −log p of one density: six audits on held-out MNIST, each with its aim.
 
 ``--split tuning`` (test images 1000–1999) is for trying out, ``--split report`` (0–999) for the one report at the end. Needs ``make data``.
-A figure whose standard error is too large to decide is not judged in a quick run, and misses its aim in a full one.
+A figure that chance leaves undecided is not judged in a quick run, and misses its aim in a full one, which says so.
 
 * gradient: E_y[∂U/∂ℓ] = 0 for white noise and a draw of every noise family.
 * paths: the energy difference between two levels of white noise, along detours through pixels, frequencies and blocks.
@@ -45,18 +45,21 @@ def run(context: Context) -> None:
 def report(context: Context, check: Check) -> None:
     """A figure and its standard error."""
     key = f"{check.audit}/{check.where}/{check.what}"
-    asked = check.criterion is not None
-    context.figure(key, check.value, aim=check.criterion, holds=bool(check.holds) if asked else None, quick=check.holds is not None)
+    asked, undecided = check.criterion is not None, check.holds is None
+    aim = f"{check.criterion}; undecided" if asked and undecided else check.criterion
+    context.figure(key, check.value, aim=aim, holds=bool(check.holds) if asked else None, quick=not undecided)
     context.figure(f"{key}, standard error", check.standard_error)
 
 
 def trusted_level(context: Context) -> float | str:
-    """The largest variance of white noise up to which the one-call variance is within 10 % of the squared error."""
+    """The largest variance of white noise up to which the one-call variance is within 10 % of the squared error, of those asked about."""
     levels = {}
     for key, figure in context.report.figures.items():
         audit, _, rest = key.partition("/white ")
         if audit == "variance" and rest.endswith("one call/error − 1"):
-            levels[float(rest.split("/")[0])] = abs(float(figure.value or 0.0)) <= 0.1
+            levels[float(rest.split("/")[0])] = (
+                figure.holds is not False and figure.aim is not None and abs(float(figure.value or 0.0)) <= 0.1
+            )
     good: float | str = "none"
     for level in sorted(levels):
         if not levels[level]:

@@ -2,10 +2,11 @@
 
 Nothing is known but the family, whose ranges are the package's own; nothing is tuned. Boxes have sides of 6 to 22 in turn. An estimate is
 right if its side is within one pixel; errors of σ and of the blur's width are relative, their medians over images. A coverage is the share
-of 90 % intervals that hold the truth.
+of 90 % intervals that hold the truth; standard errors are those of shares of independent images.
 
-* box: noise of σ_in inside a centred box and σ_out outside. Beside the model: "base", the Gaussian energy of independent coordinates that
-  the network starts from, and the models of ``anem bench ablation`` (w = 0, and the default at as many images) where they were trained.
+* box: noise of σ_in inside a centred box and σ_out outside. Beside the model: "Gaussian", the energy of independent Gaussian coordinates;
+  "independent pixels", all that the network knows without a network (:class:`anem.gaussian.IndependentPixels`); and the models of
+  ``anem bench ablation``, w = 0 and the default. Learned energies are bounded, as in all of :mod:`anem.blind`.
 * blur: Gaussian, widths of 0.6 to 2.5 in turn.
 * family: each image degraded by a box, a blur and white noise in turn, with the same expected squared error of the measurement, that of the
   blur; the chosen family is the one of the highest marginal evidence.
@@ -34,6 +35,7 @@ from anem.blind import FAMILIES, Choice, Estimate, Family, choose, estimate
 from anem.covariance import Covariance
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
+from anem.gaussian import IndependentPixels
 from anem.statistics import DataStatistics
 
 __all__ = ["BaseEnergy", "Size", "family_measurements", "run", "summarise"]
@@ -56,14 +58,14 @@ class Size:
     """How much is measured.
 
     Arguments:
-        images: a row. beside: images of a row for the models of the ablation. outside, ratios, sigmas: the rows.
+        images: a row. beside: whether the other energies are judged. outside, ratios, sigmas: the rows.
         families: images of the choice of family, each degraded in one way. small: images of a row at 8 × 8.
         budget: of :func:`anem.blind.estimate`; with 900 two of four boxes were missed by more than a pixel, cells being left too coarse.
         draws: of what is not observed.
     """
 
     images: int = 200
-    beside: int = 64
+    beside: bool = True
     outside: tuple[float, ...] = OUTSIDE
     ratios: tuple[float, ...] = RATIOS
     sigmas: tuple[float, ...] = SIGMAS
@@ -75,7 +77,7 @@ class Size:
     @classmethod
     def quick(cls) -> Size:
         """Within a minute on two cores."""
-        return cls(images=1, beside=0, outside=(0.1,), ratios=(3.0,), sigmas=(0.05,), families=1, small=3, budget=300, draws=1)
+        return cls(images=1, beside=False, outside=(0.1,), ratios=(3.0,), sigmas=(0.05,), families=1, small=3, budget=300, draws=1)
 
 
 class BaseEnergy(EnergyModel):
@@ -97,6 +99,8 @@ def run(context: Context) -> None:
     images = (
         load_dataset(mnist(context.split, str(context.data / "mnist.npz"))).batch(torch.arange(max(size.images, size.families))).double()
     )
+    if size.beside:
+        _ablation(context)
     _small(context, size)
     for sigma in size.sigmas:
         _blur(context, model, images, sigma, size)
@@ -126,17 +130,22 @@ def summarise(found: Sequence[Estimate], theta: Sequence[Sequence[float]]) -> di
     """Over images: the share of integers within one and exact, medians of relative errors, shares of 90 % intervals that hold the truth."""
     truth, got = torch.tensor(theta, dtype=torch.float64), torch.stack([e.theta for e in found]).double()
     intervals = torch.stack([e.posterior.interval(0.9) for e in found])
-    covered = ((intervals[..., 0] <= truth) & (truth <= intervals[..., 1])).double().mean(0)
+    covered = (intervals[..., 0] <= truth) & (truth <= intervals[..., 1])
     summary: dict[str, float] = {}
     for a, (name, parameter) in enumerate(found[0].family.parameters.items()):
         error = (got[:, a] - truth[:, a]).abs()
         if parameter.continuous:
             summary[f"{name}, median relative error"] = float((error / truth[:, a]).median())
         else:
-            summary[f"{name} within one"] = float((error <= 1).double().mean())
-            summary[f"{name} exact"] = float((error == 0).double().mean())
-        summary[f"{name}, coverage of 90 % intervals"] = float(covered[a])
-    return summary
+            summary |= _share(f"{name} within one", error <= 1) | _share(f"{name} exact", error == 0)
+        summary |= _share(f"{name}, coverage of 90 % intervals", covered[:, a])
+    return summary | {"posteriors as fine as asked for": sum(e.posterior.resolved for e in found) / len(found)}
+
+
+def _share(name: str, right: Tensor) -> dict[str, float]:
+    """The share of images (N,) that are right, after its standard error."""
+    p = float(right.double().mean())
+    return {f"{name}, standard error": (p * (1 - p) / len(right)) ** 0.5, name: p}
 
 
 def _report(context: Context, key: str, found: Sequence[Estimate], theta: Sequence[Sequence[float]], aims: dict[str, str]) -> None:
@@ -155,26 +164,39 @@ def _boxes(count: int, outside: float, ratio: float, low: int = 6, high: int = 2
 
 def _box(context: Context, model: EnergyModel, images: Tensor, outside: float, ratio: float, size: Size) -> None:
     row, family = f"box/σ_out {outside:g}, ratio {ratio:g}", FAMILIES["box"](images.shape)
-    for name, judged, count in _beside(context, model, size):
-        last = f"{row}/{name}/sigma_out, coverage of 90 % intervals"
-        if context.done(last) or count == 0:
+    for name, judged in _beside(context, model, size):
+        if context.done(f"{row}/{name}/posteriors as fine as asked for"):
             continue
         theta = _boxes(size.images, outside, ratio)
         measured = _measurements(context, images[: size.images], family, theta, "box", str(outside), str(ratio))
-        found = list(_estimates(judged, measured[:count], family, size))
+        found = list(_estimates(judged, measured, family, size))
         aims = {"side within one": "≥ 0.95"} if ratio >= 2 and judged is model else {}
         aims |= {f"{s}, median relative error": "≤ 0.1" for s in ("sigma_in", "sigma_out")} if judged is model else {}
-        _report(context, f"{row}/{name}", found, theta[:count], aims)
+        _report(context, f"{row}/{name}", found, theta, aims)
 
 
-def _beside(context: Context, model: EnergyModel, size: Size) -> Iterator[tuple[str, EnergyModel, int]]:
-    """The model and those beside it, by name, each with the number of images it is judged on."""
-    yield "model", model, size.images
-    yield "base", BaseEnergy(model.statistics), size.images
-    for name, folder in ABLATION.items():
-        path = Path("runs/ablation", str(context.images or IMAGES), folder, "model")
-        if path.is_dir() and size.beside:
-            yield name, context.load(str(path)), size.beside
+def _beside(context: Context, model: EnergyModel, size: Size) -> Iterator[tuple[str, EnergyModel]]:
+    """The model and those beside it, by name."""
+    yield "model", model
+    yield "Gaussian", BaseEnergy(model.statistics)
+    yield "independent pixels", IndependentPixels(model.statistics)
+    for name, path in _ablation(context).items() if size.beside else ():
+        yield name, context.load(str(path))
+
+
+def _ablation(context: Context) -> dict[str, Path]:
+    """Folders of the models of the ablation.
+
+    Raises:
+        ValueError: one is missing; says how to get it.
+    """
+    folders = {name: Path("runs/ablation", str(context.images or IMAGES), folder, "model") for name, folder in ABLATION.items()}
+    missing = [str(path) for path in folders.values() if not path.is_dir()]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)}: no model there; `anem bench ablation` trains them, checkpoints/README.md says where they are"
+        )
+    return folders
 
 
 # --- blur ---
@@ -187,7 +209,7 @@ def _widths(count: int, low: float = 0.6, high: float = 2.5) -> list[float]:
 
 def _blur(context: Context, model: EnergyModel, images: Tensor, sigma: float, size: Size) -> None:
     row, family = f"blur/σ {sigma:g}", FAMILIES["blur"](images.shape)
-    if context.done(f"{row}/sigma, coverage of 90 % intervals"):
+    if context.done(f"{row}/posteriors as fine as asked for"):
         return
     theta = [(width, sigma) for width in _widths(size.images)]
     found = list(_estimates(model, _measurements(context, images[: size.images], family, theta, "blur", str(sigma)), family, size))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anem.blind.bounded import bounded
 from anem.blind.evidence import Evidence
 from anem.blind.families import Family
 from anem.blind.posterior import Posterior, explore
@@ -58,7 +59,8 @@ def estimate(
     """Degradation parameters that make a measurement most probable: coarse to fine on cells, then Newton steps where θ is continuous.
 
     Arguments:
-        model: an energy, learned or exact, with its data statistics.
+        model: an energy, learned or exact, with its data statistics. A learned one is bounded, see :mod:`anem.blind.bounded`, for which
+            16 images are drawn from its prior the first time.
         measurement: m: one PIL image, array or tensor, as of :func:`anem.sample_posterior`; a tensor (1, C, H, W), for one.
         family: such as ``FAMILIES["blur"]((28, 28))``, for the size (…, H, W) of m.
         draws: K, draws of what was not observed, over which the evidence is averaged (log-mean-exp).
@@ -72,7 +74,7 @@ def estimate(
     Source: Zilberstein et al., arXiv 2605.15487, section on blind estimation, which omits the Jacobian and the unobserved terms.
     """
     m = to_tensor(measurement, len(model.statistics.mean), bounded=False)[0].to(model.statistics.mean.device)
-    evidence = Evidence(model, m, family, draws=draws, seed=seed)
+    evidence = Evidence(bounded(model, m.shape[1:]), m, family, draws=draws, seed=seed)
     posterior = explore(evidence, budget)
     best = posterior.best
     u, value = posterior.centres[best], float(posterior.log_evidence[best])

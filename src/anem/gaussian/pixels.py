@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from anem.bases import Pixel
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.propagation import propagate
@@ -35,6 +36,7 @@ class IndependentPixels(EnergyModel):
         rho = self.statistics.residual(y, cov.basis)
         level = self.statistics.variance.to(rho)[None, :, None, None].expand_as(cov.values)
         share = torch.full_like(rho[:, :1, :1, :1], self.share)
-        found = propagate(rho, cov.values, level, cov.basis, self.statistics, self.rounds, share)
+        rounds = 0 if cov.basis == Pixel() else self.rounds  # in pixels cavities do not depend on the sites
+        found = propagate(rho, cov.values, level, cov.basis, self.statistics, rounds, share)
         t = level + cov.values
         return 0.5 * (rho.square() / t + torch.log(2 * math.pi * t)).flatten(1).sum(1) + found.energies[-1]

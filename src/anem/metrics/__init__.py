@@ -24,7 +24,6 @@ __all__ = [
     "kernel_distance",
     "kernel_statistic",
     "kernel_within",
-    "kernel_within",
     "mean_statistic",
     "psnr",
     "ssim",
