@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from anem.blind import FAMILIES, bounded, estimate
-from anem.blind.bounded import ROOM, BoundedEnergy, largest_correlation
+from anem.blind.bounded import ROOM, largest_correlation
 from anem.covariance import Covariance
-from anem.energy import EnergyModel
 from anem.gaussian import IndependentPixels, make_mixture
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
@@ -17,16 +16,12 @@ from anem.statistics import DataStatistics
 X = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)).square()
 
 
-class Fooled(EnergyModel):
-    """Right at the noise that is there, and thousands of nats too low where told that there is little."""
+class Fooled(EnergyNetwork):
+    """Sensible at the noise that is there, and thousands of nats too low where told that there is little."""
 
-    def __init__(self, base: IndependentPixels) -> None:
-        super().__init__()
-        self.base, self.statistics = base, base.statistics
-
-    def energy(self, y, cov):
-        tempting = torch.where(cov.values.mean((1, 2, 3)) < 1e-3, 1e6, 0.0)
-        return self.base.energy(y, cov) - 0.1 * y[0].numel() - tempting
+    def _network(self, features, ratio, summary, split):
+        field, density, gate = (torch.zeros_like(ratio[:, :1]) for _ in split)
+        return field, density - torch.where(ratio.mean((1, 2, 3), keepdim=True) < -4, 1e4, 0.1), gate
 
 
 def network() -> EnergyNetwork:
@@ -37,38 +32,55 @@ def network() -> EnergyNetwork:
     return model
 
 
+def fooled() -> EnergyNetwork:
+    return Fooled(NetworkConfig.preset("tiny"), DataStatistics.fit(X)).eval().requires_grad_(False)
+
+
 def test_a_search_is_not_drawn_to_where_the_energy_is_beyond_reason(generator):
-    base = IndependentPixels(DataStatistics.fit(X))
     family = FAMILIES["white"](X.shape)
     y = X[:1].double() + 0.3 * torch.randn(1, 1, 8, 8, generator=generator, dtype=torch.float64)
-    fooled = Fooled(base)
-    assert float(estimate(fooled, y, family).theta) < 0.04
-    found = estimate(BoundedEnergy(fooled, 0.2), y, family)
-    assert float(found.theta) == pytest.approx(float(estimate(base, y, family).theta), rel=0.05)
-    assert 0.2 < float(found.theta) < 0.45
+    model = fooled()
+    known = model.limited(1e9)  # as it is, and bounded already
+    assert float(estimate(known, y, family).theta) < 0.06
+    found, alone = (float(estimate(m, y, family).theta) for m in (model.limited(0.3), IndependentPixels(model.statistics)))
+    assert found == pytest.approx(alone, rel=0.1) and 0.2 < found < 0.45
 
 
-def test_inside_the_bound_nothing_changes_and_outside_it_is_the_bound(generator):
-    base = IndependentPixels(DataStatistics.fit(X))
-    y = X[:3].double()
-    loud, quiet = (Covariance.white(v, y.shape, like=y) for v in (0.1, 1e-4))
-    limited = BoundedEnergy(Fooled(base), 0.2)
-    torch.testing.assert_close(limited.energy(y, loud), Fooled(base).energy(y, loud))
-    torch.testing.assert_close(limited.energy(y, quiet), base.energy(y, quiet) - 0.2 * 64)
-    leaf = y.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(limited.energy(leaf, loud).sum(), leaf)
-    torch.testing.assert_close(grad, base(y, loud).grad_y)
-    with pytest.raises(ValueError, match="limit: wanted a number > 0, got 0"):
-        BoundedEnergy(base, 0)
+@pytest.mark.parametrize("remote", [False, True])
+def test_inside_the_bound_nothing_changes_and_outside_it_is_the_bound(remote):
+    model = fooled()
+    if remote:
+        model.compute_on("cpu")
+    y, base = X[:3].double(), IndependentPixels(model.statistics)
+    loud, quiet = (Covariance.white(v, y.shape, like=y) for v in (0.1, 1e-5))
+    limited = model.limited(0.2)
+    assert limited.limit == 0.2 and model.limit is None
+    torch.testing.assert_close(limited.log_prob(y, loud), model.log_prob(y, loud))
+    torch.testing.assert_close(limited.log_prob(y, quiet), base.log_prob(y, quiet) + 0.2 * 64)
+    torch.testing.assert_close(limited.energy(y, quiet), -limited.log_prob(y, quiet))
+    torch.testing.assert_close(limited(y, quiet).grad_y, base(y, quiet).grad_y, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="limit: wanted a number > 0 and the form 'anchored', got 0"):
+        model.limited(0)
+
+
+def test_weights_are_shared_with_the_bounded_network():
+    model = network()
+    limited, y = model.limited(1e9), X[:2].double()
+    cov = Covariance.white(0.01, y.shape, like=y)
+    before = limited.log_prob(y, cov)
+    for p in model.parameters():
+        p.mul_(1.5)
+    assert not torch.allclose(limited.log_prob(y, cov), before)
+    torch.testing.assert_close(limited.log_prob(y, cov), model.log_prob(y, cov))
 
 
 def test_the_bound_is_what_samples_show_and_they_are_drawn_once(monkeypatch):
     model = network()
-    judged = bounded(model, (1, 8, 8))
     expected = ROOM * largest_correlation(model, (1, 8, 8))
-    assert isinstance(judged, BoundedEnergy) == (expected > 0)
+    judged = bounded(model, (1, 8, 8))
+    assert judged.limit == (pytest.approx(expected) if expected > 0 else None)
     monkeypatch.setattr(sys.modules["anem.blind.bounded"], "largest_correlation", lambda *a: 2.0)
-    assert expected <= 0 or bounded(model, (1, 8, 8)).limit == judged.limit == pytest.approx(expected)
+    assert bounded(model, (1, 8, 8)) is judged and bounded(judged, (1, 8, 8)) is judged or expected <= 0
     assert bounded(copy.deepcopy(model), (1, 8, 8)).limit == 2.0 * ROOM
 
 

@@ -155,6 +155,7 @@ class EnergyNetwork(EnergyModel):
         self._recorded: dict[tuple[str, int], Callable[..., list[Tensor]]] = {}
         self._record: Callable[[nn.Module], Callable[..., list[Tensor]]] | None = None
         self._remote: list[EnergyNetwork] = []  # a list, so that it is no part of the module
+        self.limit: float | None = None
 
     # Base energy: closed forms in coordinates
 
@@ -203,7 +204,11 @@ class EnergyNetwork(EnergyModel):
         fluctuation = (1 - spectral) * _bounded(pixels.delta + pixels.divergence)
         local = density[:, 0] / (1 + ratio).mean(1) + gate[:, 0] * fluctuation.sum(1)
         inner = white * (1 + blend / variances).pow(0.25) * (blend / total).sqrt() * basis.forward(field)
-        return base + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
+        correction = base + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
+        if self.limit is None:
+            return correction
+        alone, most = independent + pixels.energies[-1], self.limit * rho[0].numel()
+        return alone + (correction - alone).clamp(-most, most)
 
     def _apart(self, logvar: Tensor, unknown: Tensor) -> Tensor:
         """How much it matters in which basis Σ is diagonal, (B, 1) in [0, 1].
@@ -320,6 +325,19 @@ class EnergyNetwork(EnergyModel):
             raise ValueError("compute_on: wanted a model in evaluation mode, as the weights elsewhere are a copy")
         self._record, self._recorded = None, {}
         self._remote = [copy.deepcopy(self).to(device)]
+
+    def limited(self, limit: float) -> EnergyNetwork:
+        """The same network, weights shared, with an energy at most ``limit`` nats/dim away from that of independent pixels.
+
+        Raises:
+            ValueError: limit ≤ 0; the form without a base.
+        """
+        if not limit > 0 or self.config.form != "anchored":
+            raise ValueError(f"limit: wanted a number > 0 and the form 'anchored', got {limit} and {self.config.form!r}")
+        twin = copy.copy(self)
+        twin.limit, twin._record, twin._recorded = limit, self._record, {}
+        twin._remote = [network.limited(limit) for network in self._remote]
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_record": None, "_recorded": {}, "_remote": []}

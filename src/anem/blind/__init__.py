@@ -15,7 +15,7 @@ found by maximum likelihood, with standard errors, a posterior, and a choice bet
 True
 """
 
-from anem.blind.bounded import BoundedEnergy, bounded
+from anem.blind.bounded import bounded
 from anem.blind.estimate import Choice, Estimate, choose, estimate
 from anem.blind.evidence import Evidence
 from anem.blind.families import (
@@ -34,7 +34,6 @@ from anem.blind.posterior import Posterior, explore
 
 __all__ = [
     "FAMILIES",
-    "BoundedEnergy",
     "Choice",
     "Estimate",
     "Evidence",

@@ -2,9 +2,9 @@
 
 A network is trained on y = x + n with n ~ N(0, Σ) and the Σ it is told. A search over θ asks it about a y whose noise is another: far
 from anything it has seen, where it may call the impossible probable by thousands of nats, and the search would find that. What is right
-there is U₀, the energy of independent pixels (:class:`~anem.gaussian.IndependentPixels`): no network, and normalised for every Σ that is
-diagonal in pixels. The difference is what pixels tell of each other: on average at most the total correlation of clean images. So the
-energy that judges θ is
+there is U₀, the energy of independent pixels (:class:`~anem.gaussian.IndependentPixels`), which the network starts from: normalised for
+every Σ that is diagonal in pixels. The difference is what pixels tell of each other: on average at most the total correlation of clean
+images. So the energy that judges θ is
 
     U₀ + d · min(max((U − U₀)/d, −r), r),
 
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
@@ -25,33 +24,12 @@ from anem.gaussian import IndependentPixels
 from anem.network import EnergyNetwork
 from anem.sample import sample_prior
 
-__all__ = ["BoundedEnergy", "bounded", "largest_correlation"]
+__all__ = ["bounded", "largest_correlation"]
 
 ROOM = 1.25
 """r over the largest difference among the samples."""
 
-_known: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], float]] = WeakKeyDictionary()
-
-
-class BoundedEnergy(EnergyModel):
-    """The energy of this module.
-
-    Arguments:
-        model: U, with its data statistics.
-        limit: r > 0, nats/dim.
-    """
-
-    def __init__(self, model: EnergyModel, limit: float) -> None:
-        super().__init__()
-        if not limit > 0:
-            raise ValueError(f"limit: wanted a number > 0, got {limit}")
-        self.model, self.statistics, self.limit = model, model.statistics, limit
-        self.base = IndependentPixels(model.statistics)
-
-    def energy(self, y: Tensor, cov: Covariance) -> Tensor:
-        base = self.base.energy(y, cov)
-        most = self.limit * y[0].numel()
-        return base + (self.model.energy(y, cov) - base).clamp(-most, most)
+_known: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], EnergyModel]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -62,19 +40,17 @@ def largest_correlation(model: EnergyModel, shape: Sequence[int], images: int = 
         shape: of an image, (C, H, W). images, steps: of the samples.
     """
     noisy = sample_prior(model, (images, *shape), steps=steps, final="noisy", like=model.statistics.mean)
-    end = noisy.sampler.schedule
     y = noisy.samples[0].double()
-    cov = end.end(Covariance.white(model.statistics.lambda_max, y.shape, like=y))
-    base = IndependentPixels(model.statistics)
-    return float((base.energy(y, cov) - model.energy(y, cov)).max()) / y[0].numel()
+    cov = noisy.sampler.schedule.end(Covariance.white(model.statistics.lambda_max, y.shape, like=y))
+    return float((IndependentPixels(model.statistics).energy(y, cov) - model.energy(y, cov)).max()) / y[0].numel()
 
 
 def bounded(model: EnergyModel, shape: Sequence[int]) -> EnergyModel:
     """A learned model bounded by what its samples of ``shape`` (C, H, W) show, drawn once; any other energy as it is."""
-    if not isinstance(model, EnergyNetwork) or model.config.form != "anchored":
+    if not isinstance(model, EnergyNetwork) or model.config.form != "anchored" or model.limit is not None:
         return model
-    known = _known.setdefault(model, {})
-    key = tuple(shape)
+    known, key = _known.setdefault(model, {}), tuple(shape)
     if key not in known:
-        known[key] = ROOM * largest_correlation(model, shape)
-    return BoundedEnergy(model, known[key]) if known[key] > 0 else model
+        most = ROOM * largest_correlation(model, shape)
+        known[key] = model.limited(most) if most > 0 else model
+    return known[key]
