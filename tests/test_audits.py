@@ -5,6 +5,7 @@ pass whatever the seed up to the rates of 3 standard errors (0.3 %) and of the 9
 """
 
 import math
+import sys
 from itertools import pairwise
 
 import pytest
@@ -30,8 +31,10 @@ from anem.likelihood import (
     truth_ranks,
 )
 from anem.likelihood.audits_ranks import binomial_interval, ks_limit, noisy_truth
+from anem.likelihood.audits_suite import _where_chains_settle
+from anem.likelihood.partition import Partition
 from anem.operators import make_operator
-from anem.sample import Geometric, Sampler
+from anem.sample import Diverged, Geometric, Sampler
 
 SHAPE = (1, 1, 4, 4)
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -335,6 +338,36 @@ def test_the_quick_suite_fails_no_exact_energy(generator):
     found = [c for a in audits(model, model.sample(32, generator), AuditSize.quick(), lambda_min=1e-6) for c in a.run()]
     assert len(found) > 60 and sum(c.verdict == "pass" for c in found) > 25
     assert sum(c.verdict == "FAIL" for c in found) <= 1
+
+
+def test_images_whose_chains_diverge_are_left_out_and_counted(generator):
+    """Two of a hundred, each by itself; the rest are audited with the same random numbers from the start."""
+    x = MIXTURE.sample(100, generator)
+    bad, seen = [x[3], x[60]], []
+
+    def run(images, generator=None):
+        seen.append((len(images), float(torch.rand((), generator=generator))))
+        at = [i for i, image in enumerate(images) if any(torch.equal(image, b) for b in bad)]
+        if at:
+            raise Diverged(1, 2, Covariance.white(0.1, x.shape), [at[0] + 2 * len(images)], len(images), "ancestral", 99.0)
+        return [Check("variance", "here", "figure", 0.0, 0.1)]
+
+    found = _where_chains_settle(run, x, torch.Generator().manual_seed(1))
+    assert [n for n, _ in seen] == [100, 99, 98] and len({u for _, u in seen}) == 1
+    assert [(c.what, c.value) for c in found] == [("figure", 0.0), ("images left out, whose chains diverged", 2.0)]
+    assert len(_where_chains_settle(run, x[10:50])) == 1
+    with pytest.raises(Diverged):
+        _where_chains_settle(run, x[:8])
+
+
+def test_few_effective_populations_leave_log_z_undecided_unless_it_is_too_high(monkeypatch):
+    cov = Covariance.white(0.1, (1, 1, 4, 4))
+    for log_weights, holds in (([0.0] * 8, True), ([0.0] + [-9.0] * 7, None), ([60.0] + [51.0] * 7, False), ([-20.0] * 8, False)):
+        result = Partition.of(torch.tensor([log_weights], dtype=torch.float64))
+        monkeypatch.setattr(sys.modules["anem.likelihood.audits"], "log_partition", lambda *a, result=result, **k: result)
+        (check,) = audit_partition(MIXTURE, {"here": cov})
+        assert check.holds is holds, log_weights
+        assert ("4 populations, got" in check.criterion) == (holds is None)
 
 
 def test_one_image_is_too_few():

@@ -17,7 +17,7 @@ from anem.energy import EnergyModel
 from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
 from anem.likelihood.audits_ranks import audit_ranks
 from anem.operators import LinearOperator, make_operator
-from anem.sample import Sampler, WaterFilling
+from anem.sample import Diverged, Sampler, WaterFilling
 from anem.statistics import DataStatistics
 
 __all__ = ["Audit", "AuditSize", "audits", "family_covariances"]
@@ -155,8 +155,8 @@ def audits(
         yield _one(run, f"paths/{where}", source)
     sampler = Sampler("sde-2m", final="noisy", schedule=WaterFilling(size.sampling))
     for v in VARIANCES:
-        run = partial(audit_variance, model, images[: size.variance], white(v), where=f"white {v:g}", samples=size.draws, sampler=sampler)
-        yield _one(run, f"variance/white {v:g}", source)
+        run = partial(audit_variance, model, cov=white(v), where=f"white {v:g}", samples=size.draws, sampler=sampler)
+        yield _one(partial(_where_chains_settle, run, images[: size.variance]), f"variance/white {v:g}", source)
     for v in LEVELS:
         run = partial(audit_flow, model, images[: size.flow], white(v), where=f"white {v:g}", steps=size.flow_steps)
         yield _one(run, f"flow/white {v:g}", source)
@@ -165,8 +165,8 @@ def audits(
         run = partial(audit_partition, model, targets, steps=size.steps, chains=size.chains, population=size.population)
         yield _one(run, f"log Z/{where}", source)
     for where, operator in _tasks(shape).items():
-        ranks = partial(audit_ranks, model, images[: size.truths], operator, SIGMA, where=where, samples=size.samples, sampler=sampler)
-        yield Audit(f"ranks/{where}", partial(ranks, seed=seed))
+        ranks = partial(audit_ranks, model, operator=operator, sigma=SIGMA, where=where, samples=size.samples, sampler=sampler, seed=seed)
+        yield Audit(f"ranks/{where}", partial(_where_chains_settle, ranks, images[: size.truths]))
 
 
 def _one(run: Callable[..., Check | list[Check]], name: str, source: Callable[[str], torch.Generator]) -> Audit:
@@ -175,6 +175,30 @@ def _one(run: Callable[..., Check | list[Check]], name: str, source: Callable[[s
         return found if isinstance(found, list) else [found]
 
     return Audit(name, made)
+
+
+def _where_chains_settle(run: Callable[..., list[Check]], images: Tensor, generator: torch.Generator | None = None) -> list[Check]:
+    """``run(images=…)`` without the images whose chains diverge, whose number is then a figure of its own; at most a twentieth of them.
+
+    Raises:
+        Diverged: more than that.
+    """
+    kept, state = images, None if generator is None else generator.get_state()
+    while True:
+        try:
+            checks = run(images=kept) if generator is None else run(images=kept, generator=generator)
+        except Diverged as error:
+            bad = {chain % error.images for chain in error.chains}
+            kept = kept[[i for i in range(len(kept)) if i not in bad]]
+            if len(kept) < 0.95 * len(images):
+                raise
+            if generator is not None and state is not None:
+                generator.set_state(state)
+            continue
+        left_out = len(images) - len(kept)
+        first = checks[0]
+        note = Check(first.audit, first.where, "images left out, whose chains diverged", float(left_out), 0.0)
+        return [*checks, note] if left_out else checks
 
 
 def _tasks(shape: tuple[int, ...]) -> dict[str, LinearOperator]:
