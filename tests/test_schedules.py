@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from anem.bench.samplers import fully_observed, random_covariance
 from anem.covariance import Covariance
 from anem.energy import Evaluation
-from anem.gaussian import make_skewed
-from anem.sample import Geometric, Listed, Noise, Schedule, WaterFilling, as_kernel, end_of_path, run_chain
+from anem.gaussian import make_power_law_gaussian, make_skewed
+from anem.sample import Geometric, InOrder, Listed, Noise, Schedule, WaterFilling, as_kernel, end_of_path, run_chain
 from anem.sample.schedules import check_step
 from anem.statistics import VARIANCE_FLOOR
 
@@ -54,6 +54,57 @@ def test_water_filling_path_is_its_closed_form(power):
     for i, level in enumerate(path(WaterFilling(n, variance=1e-4, power=power), cov)):
         tau = (i / n) ** power
         torch.testing.assert_close(level.values, torch.minimum(cov.values, top ** (1 - tau) * 1e-4**tau), rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "fourier"])
+def test_coordinates_in_an_order_are_their_closed_form(basis):
+    """λ_T^{1−s} λ_0^s, s running from 0 to 1 in a share of the path that begins later the later the coordinate's turn."""
+    cov, n, width = start(basis), 12, 0.3
+    order = torch.arange(16.0).view(4, 4).sqrt()
+    places = cov.basis.symmetrise(order.double().expand(cov.shape)).flatten()
+    place = torch.tensor([float((places.unique() < x - 1e-12).sum()) for x in places]).view(cov.shape) / (len(places.unique()) - 1)
+    end = cov.values.clamp_max(1e-4)
+    for i, level in enumerate(path(InOrder(n, variance=1e-4, order=order, width=width), cov)):
+        s = ((i / n - (1 - width) * place) / width).clamp(0, 1)
+        torch.testing.assert_close(level.values, cov.values ** (1 - s) * end**s, rtol=1e-6, atol=0.0)
+
+
+def test_all_at_once_is_the_geometric_path_and_one_by_one_they_wait():
+    cov = start("pixel", low=1.0)
+    together = path(InOrder(10, order=torch.arange(16).view(4, 4), width=1.0), cov)
+    for a, b in zip(together, path(Geometric(10), cov), strict=True):
+        torch.testing.assert_close(a.values, b.values, rtol=1e-9, atol=0.0)
+    middle = path(InOrder(32, order=torch.arange(16).view(4, 4), width=1 / 16), cov)[16].values.flatten()
+    torch.testing.assert_close(middle[:7], torch.full((7,), VARIANCE_FLOOR).double())
+    torch.testing.assert_close(middle[9:], cov.values.flatten()[9:])
+
+
+def test_any_order_ends_in_the_posterior(generator):
+    """Bridge steps, pixel by pixel in a random order: mean and variance within 5 standard errors of the exact ones, and 3 % of the steps."""
+    prior = make_power_law_gaussian(1, 4, 4)
+    cov = Covariance.white(prior.statistics.lambda_max, (1, *SHAPE), like=torch.zeros((), dtype=torch.float64))
+    y = prior.sample(1, generator) + cov.sample(generator)
+    order = torch.randperm(16, generator=generator).view(4, 4)
+    drawn = run_chain(prior, fully_observed(y, cov, 2000), InOrder(160, order=order), as_kernel("bridge"), noise=Noise(generator)).x
+    posterior = prior.posterior(y, cov)
+    exact = posterior.covariance[0].diagonal()
+    assert float(((drawn.mean(0).flatten() - posterior.mean.flatten()).abs() / (exact / 2000).sqrt()).max()) < 5
+    assert float((drawn.flatten(1).var(0) / exact - 1).abs().max()) < 5 * (2 / 2000) ** 0.5 + 0.03
+
+
+def test_an_order_of_each_image_goes_along_with_it_and_bad_ones_are_refused():
+    orders = torch.stack([torch.arange(16.0).view(1, 4, 4), torch.arange(16.0).flip(0).view(1, 4, 4)])
+    schedule = InOrder(8, order=orders)
+    cov = start("pixel").expand(2)
+    whole, second = path(schedule, cov)[4], path(schedule.rows(torch.tensor([1])), cov[1:])[4]
+    torch.testing.assert_close(whole.values[1:], second.values)
+    assert not torch.allclose(whole.values[0], whole.values[1])
+    with pytest.raises(ValueError, match=r"order: wanted what broadcasts to \(2, 1, 4, 4\), got \(3, 3\)"):
+        path(InOrder(4, order=torch.zeros(3, 3)), cov)
+    with pytest.raises(ValueError, match="order: wanted a tensor of finite numbers"):
+        InOrder(4, order=torch.tensor([[float("nan")]]))
+    with pytest.raises(ValueError, match="width: wanted"):
+        InOrder(4, order=torch.zeros(4, 4), width=0)
 
 
 def test_water_filling_leaves_what_was_measured_until_the_rest_is_as_good():

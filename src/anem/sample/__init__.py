@@ -8,7 +8,7 @@ from anem.sample.kernels import KERNELS, SDE2M, Ancestral, Bridge, Euler, Flow, 
 from anem.sample.mcmc import DualAveraging, Trace, sample_mcmc
 from anem.sample.posterior import Restoration, Sampler, sample_posterior, sample_prior, steps_within
 from anem.sample.restorer import EnergyRestorer
-from anem.sample.schedules import Geometric, Listed, Schedule, WaterFilling, end_of_path
+from anem.sample.schedules import Geometric, InOrder, Listed, Schedule, WaterFilling, end_of_path
 
 __all__ = [
     "FINAL",
@@ -31,6 +31,7 @@ __all__ = [
     "Flow",
     "FlowEuler",
     "Geometric",
+    "InOrder",
     "Info",
     "Kernel",
     "Listed",

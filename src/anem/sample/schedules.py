@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from anem.covariance import Covariance
 from anem.energy import Evaluation
 from anem.statistics import VARIANCE_FLOOR
 
-__all__ = ["Geometric", "Listed", "Planned", "Schedule", "WaterFilling", "end_of_path", "check_step"]
+__all__ = ["Geometric", "InOrder", "Listed", "Planned", "Schedule", "WaterFilling", "end_of_path", "check_step"]
 
 
 def end_of_path(start: Covariance, variance: float = VARIANCE_FLOOR) -> Covariance:
@@ -103,6 +103,52 @@ class WaterFilling(Planned):
             return end
         top, low = (cov.values.flatten(1).amax(1).view(-1, 1, 1, 1) for cov in (now.cov, end))
         return now.cov.replace(torch.minimum(now.cov.values, top * (low / top) ** self.share(left)))
+
+
+@dataclass(frozen=True, eq=False)
+class InOrder(Planned):
+    """Coordinates become known one after the other, in any order: pixels from left to right, frequencies from low to high, box last.
+
+    Each goes geometrically from λ_T to λ_0 during a share w of the path, which begins for the first coordinate at its start and for the
+    last one at 1 − w: λ_t = λ_T^{1−s} λ_0^s with s_k = min(max((τ − (1 − w) o_k)/w, 0), 1), o_k from 0 (first) to 1 (last). With w = 1 it
+    is the geometric path; with a small w one of generation coordinate by coordinate, each drawn given those before it.
+
+    Arguments:
+        order: numbers by which coordinates are sorted, equal ones together, that broadcast to (B, C, H, W) in the basis of Σ: any map
+            (H, W) will do. In frequencies the mean over k and −k is taken.
+        width: w, in (0, 1].
+    """
+
+    order: Tensor = field(default_factory=lambda: torch.zeros(1, 1))
+    width: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.order, Tensor) or not self.order.numel() or not bool(torch.isfinite(self.order).all()):
+            raise ValueError("order: wanted a tensor of finite numbers")
+        if not 0 < self.width <= 1:
+            raise ValueError(f"width: wanted a number in (0, 1], got {self.width}")
+
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        if left == 1:
+            return end
+        behind, then = (self._way(now.cov, ((self.steps - i) / self.steps) ** self.power) for i in (left, left - 1))
+        share = torch.where(behind < 1, (then - behind) / (1 - behind).clamp_min(1e-12), 1.0)
+        values = now.cov.values * (end.values / now.cov.values) ** share
+        return now.cov.replace(torch.minimum(torch.maximum(values, end.values), now.cov.values))  # rounding goes neither up nor too far
+
+    def _way(self, cov: Covariance, tau: float) -> Tensor:
+        """s of every coordinate when a share τ of the path lies behind, (B, C, H, W)."""
+        try:
+            order = torch.broadcast_to(self.order.to(cov.values), cov.shape)
+        except RuntimeError:
+            raise ValueError(f"order: wanted what broadcasts to {tuple(cov.shape)}, got {tuple(self.order.shape)}") from None
+        values, place = cov.basis.symmetrise(order).unique(return_inverse=True)
+        start = (1 - self.width) * place.to(order) / max(1, len(values) - 1)
+        return ((tau - start) / self.width).clamp(0, 1)
+
+    def rows(self, index: Tensor) -> Schedule:
+        return replace(self, order=self.order[index.to(self.order.device)]) if self.order.ndim == 4 and len(self.order) > 1 else self
 
 
 class Listed(Schedule):
