@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anem.bench import audit, harness
 from anem.bench.harness import Context, run_bench
@@ -70,6 +71,7 @@ def test_every_figure_has_its_error_and_an_interrupted_run_continues(tmp_path, m
     assert {key.split("/")[0] for key in figures} == {"gradient", "paths", "variance", "flow", "log Z", "ranks"}
     judged = [key for key, figure in figures.items() if figure.aim]
     assert judged and all(f"{key}, standard error" in figures for key in judged)
+    assert Image.open(tmp_path / "audit.png").height > 800
     monkeypatch.setattr(audit, "report", None)  # whatever is measured again fails
     assert bench(tmp_path, "exact").figures == figures
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anem.bench import diagnose, harness
 from anem.bench.harness import Context, run_bench
@@ -38,5 +39,6 @@ def test_every_set_is_flagged_and_an_interrupted_run_continues(bench, tmp_path, 
         assert flags[f"digits/{task}/pixel noise/flag"].holds
         assert flags[f"digits/{task}/sample/flag"].verdict == "not judged"
         assert (tmp_path / "out" / f"{task}.png").exists()
+        assert Image.open(tmp_path / "out" / f"digits-{task}-histograms.png").height > 100 * len(diagnose.DIGITS)
     monkeypatch.setattr(diagnose, "score", None)  # whatever is measured again fails
     assert bench().figures == figures

@@ -80,7 +80,7 @@ def test_all_at_once_is_the_geometric_path_and_one_by_one_they_wait():
 
 
 def test_any_order_ends_in_the_posterior(generator):
-    """Bridge steps, pixel by pixel in a random order: mean and variance within 5 standard errors of the exact ones, and 3 % of the steps."""
+    """Bridge steps, pixel by pixel in a random order: mean and variance within 5 standard errors of the exact ones and 3 %."""
     prior = make_power_law_gaussian(1, 4, 4)
     cov = Covariance.white(prior.statistics.lambda_max, (1, *SHAPE), like=torch.zeros((), dtype=torch.float64))
     y = prior.sample(1, generator) + cov.sample(generator)

@@ -3,6 +3,8 @@
 ``--split tuning`` (test images 1000–1999) is for trying out, ``--split report`` (0–999) for the one report at the end. Needs ``make data``.
 A figure that chance leaves undecided is not judged in a quick run, and misses its aim in a full one, which says so.
 
+audit.png shows every figure that should be 0.
+
 * gradient: E_y[∂U/∂ℓ] = 0 for white noise and a draw of every noise family.
 * paths: the energy difference between two levels of white noise, along detours through pixels, frequencies and blocks.
 * variance: the one-call posterior variance against squared errors and the variance of samples, where λ ≤ c; and how far up in λ it
@@ -14,15 +16,19 @@ A figure that chance leaves undecided is not judged in a quick run, and misses i
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure as Picture
 
-from anem.bench.harness import Context
+from anem.bench.harness import Context, Figure
 from anem.data import load_dataset, mnist
 from anem.likelihood import AuditSize, Check, audits
 
-__all__ = ["report", "run", "trusted_level"]
+__all__ = ["plot_checks", "report", "run", "trusted_level"]
 
 
 def run(context: Context) -> None:
@@ -39,6 +45,7 @@ def run(context: Context) -> None:
         for check in audit.run():
             report(context, check)
         context.figure(finished, time.perf_counter() - start)
+    plot_checks(context.report.figures, context.out / "audit.png")
     context.figure("variance/trusted up to white noise of variance", trusted_level(context))
 
 
@@ -49,6 +56,29 @@ def report(context: Context, check: Check) -> None:
     aim = f"{check.criterion}; undecided" if asked and undecided else check.criterion
     context.figure(key, check.value, aim=aim, holds=bool(check.holds) if asked else None, quick=not undecided)
     context.figure(f"{key}, standard error", check.standard_error)
+
+
+def plot_checks(figures: Mapping[str, Figure], file: Path) -> None:
+    """Every judged figure that should be 0 in units of its limit, with its standard error; filled where the aim holds."""
+    rows = []
+    for key, figure in figures.items():
+        limit = re.match(r"±([\d.e-]+)", figure.aim or "")
+        if limit and isinstance(figure.value, int | float):
+            error = figures[f"{key}, standard error"].value
+            rows.append((key, figure.value / float(limit[1]), (float(error or 0)) / float(limit[1]), figure.holds))
+    if not rows:
+        return
+    picture = Picture(figsize=(8.0, 1.0 + 0.17 * len(rows)), layout="constrained")
+    ax = picture.subplots()
+    ax.axvspan(-1, 1, color="tab:green", alpha=0.15)
+    for i, (_, value, error, holds) in enumerate(rows):
+        at = min(max(value, -5.0), 5.0)  # what is farther out is drawn at the edge
+        ax.errorbar(
+            at, i, xerr=error, fmt="o", color="tab:blue" if holds else "tab:red", fillstyle="full" if holds else "none", markersize=4
+        )
+    ax.set_yticks(range(len(rows)), [key for key, *_ in rows], fontsize=6)
+    ax.set(xlim=(-5.2, 5.2), ylim=(len(rows) - 0.5, -0.5), xlabel="figure over its limit, with one standard error")
+    picture.savefig(file, dpi=110)
 
 
 def trusted_level(context: Context) -> float | str:

@@ -4,20 +4,22 @@
 of the same measurements, with the flag of every set. Over-smoothed means too probable, off-distribution too improbable.
 
 * oracle: an exact Gaussian on 8 × 8 with half the image hidden, where the posterior mean must be over-smoothed and samples unflagged.
-* digits: our sample, the means of our samples and of one call, the pseudo-inverse, DPS on the same energy, and the truth with pixel noise.
-  A blurred digit is too improbable, since digits have edges: on digits smooth sets are expected off-distribution, not over-smoothed.
+* digits: our sample, the means of our samples and of one call, the pseudo-inverse; DPS, RED-Diff, DAPS and the paper's sampler on the same
+  energy, as their authors set them; and the truth with pixel noise. Pictures and histograms of every task are beside the report. A
+  blurred digit is too improbable, since digits have edges: on digits smooth sets are expected off-distribution, not over-smoothed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from anem.baselines import DPS
+from anem.baselines import DAPS, DPS, PaperSampler, REDDiff
 from anem.bench.harness import Context
+from anem.bench.histograms import plot_histograms
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
 from anem.gaussian import make_power_law_gaussian
@@ -25,6 +27,7 @@ from anem.images import save_image
 from anem.likelihood import compare, score
 from anem.operators import LinearOperator, make_operator
 from anem.random import generators_for, normal
+from anem.restore import Restorer
 from anem.sample import sample_posterior
 from anem.sheet import Row, contact_sheet
 
@@ -32,6 +35,9 @@ __all__ = ["oracle_sets", "run"]
 
 SIGMA = 0.05
 """Standard deviation of the noise in measurements."""
+
+PRIOR_SIGMA = 0.03
+"""That of the noise under which restorations are judged."""
 
 TASKS = ("inpaint-box", "deblur", "sr4")
 
@@ -45,6 +51,9 @@ DIGITS: Mapping[str, str | None] = MappingProxyType(
         "mean of one call": None,
         "pseudo-inverse": None,
         "DPS": None,
+        "RED-Diff": None,
+        "DAPS": None,
+        "paper's sampler": None,
         "pixel noise": "off-distribution",
     }
 )
@@ -70,13 +79,24 @@ def run(context: Context) -> None:
             "mean of samples": restored.mean,
             "mean of one call": restored.denoised,
             "pseudo-inverse": operator.pseudo_inverse(measurement),
-            "DPS": DPS(model, steps=2 * steps)(measurement, operator, SIGMA, generators_for(seeds))[0],
+            **_others(model, measurement, operator, seeds, 2 * steps),
             "pixel noise": x + 0.1 * normal(x.shape, context.generator("noise"), x),
         }
         sets = {name: s.clamp(0, 1).to(x) for name, s in sets.items()}
         _compare(context, f"digits/{task}", model, x, measurement, operator, sets, DIGITS)
         rows = [Row("truth", x[:8]), Row("measurement", operator.visualise(measurement)[:8])]
         save_image(contact_sheet(rows + [Row(name, s[:8]) for name, s in sets.items()]), context.out / f"{task}.png")
+
+
+def _others(model: EnergyModel, measurement: Tensor, operator: LinearOperator, seeds: Sequence[int], calls: int) -> dict[str, Tensor]:
+    """One sample an image by other methods at so many network calls, (B, C, H, W) each."""
+    methods: dict[str, Restorer] = {
+        "DPS": DPS(model, steps=calls),
+        "RED-Diff": REDDiff(model, steps=calls),
+        "DAPS": DAPS(model, levels=max(1, calls // 5), ode=5),
+        "paper's sampler": PaperSampler(model, levels=max(1, (calls - 1) // 2), corrections=1),
+    }
+    return {name: restorer(measurement, operator, SIGMA, generators_for(seeds))[0] for name, restorer in methods.items()}
 
 
 def oracle_sets(count: int, generator: torch.Generator) -> tuple[EnergyModel, Tensor, Tensor, LinearOperator, dict[str, Tensor]]:
@@ -109,10 +129,12 @@ def _compare(
     wanted: Mapping[str, str | None],
 ) -> None:
     """Figures of every set, its flag last."""
-    truth = score(model, x, measurement, operator, SIGMA, seed=context.seed)
+    truth = score(model, x, measurement, operator, SIGMA, prior_sigma=PRIOR_SIGMA, seed=context.seed)
+    shown = [{"name": "truth", "flag": "", "prior": truth.prior.numpy(), "posterior": truth.posterior.numpy()}]
     for key, images in sets.items():
-        own = score(model, images, measurement, operator, SIGMA, seed=context.seed)
+        own = score(model, images, measurement, operator, SIGMA, prior_sigma=PRIOR_SIGMA, seed=context.seed)
         found = compare(own.prior, truth.prior[None], own.dimensions)
+        shown.append({"name": key, "flag": found.flag, "prior": own.prior.numpy(), "posterior": own.posterior.numpy()})
         head, flag = f"{name}/{key}", wanted[key]
         context.figure(f"{head}/prior − truth (nats/dim)", found.difference)
         context.figure(f"{head}/prior − truth, standard error", found.standard_error)
@@ -121,3 +143,4 @@ def _compare(
         aim = None if flag is None else flag or "none"
         holds = None if flag is None else found.flag == flag
         context.figure(f"{head}/flag", found.flag or "none", aim=aim, holds=holds, quick=key != "sample")  # a few steps sample badly
+    plot_histograms(shown, PRIOR_SIGMA, context.out / f"{name.replace('/', '-')}-histograms.png")

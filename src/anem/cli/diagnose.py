@@ -62,13 +62,13 @@ class Diagnose:
     def run(self) -> int:
         from rich.console import Console
 
+        from anem.bench.histograms import plot_histograms
         from anem.cli.files import new_folder, write_record
-        from anem.cli.histograms import plot_histograms
 
         self.check()
         with new_folder(self.out) as folder:
             record = self.diagnose()
-            plot_histograms(record, folder / "histograms.png")
+            plot_histograms(record["sets"], record["prior_sigma"], folder / "histograms.png")
             write_record(folder, record)
         if self.json:
             print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
