@@ -8,6 +8,7 @@ from PIL import Image
 from anem.bench import diagnose, harness
 from anem.bench.harness import Context, run_bench
 from anem.data import MNIST_SPLITS
+from anem.energy import NotFinite
 from anem.gaussian import make_power_law_gaussian
 
 PRIOR = make_power_law_gaussian(1, 8, 8, variance=0.015)
@@ -42,3 +43,13 @@ def test_every_set_is_flagged_and_an_interrupted_run_continues(bench, tmp_path, 
         assert Image.open(tmp_path / "out" / f"digits-{task}-histograms.png").height > 100 * len(diagnose.DIGITS)
     monkeypatch.setattr(diagnose, "score", None)  # whatever is measured again fails
     assert bench().figures == figures
+
+
+def test_a_method_that_breaks_down_is_named_and_the_others_are_judged(bench, monkeypatch):
+    def breaks(*arguments, **options):
+        raise NotFinite("y")
+
+    monkeypatch.setattr(diagnose, "PaperSampler", lambda *a, **k: breaks)
+    figures = bench().figures
+    assert figures["digits/deblur/paper's sampler/flag"].value == "diverged"
+    assert "digits/deblur/DAPS/prior − truth (nats/dim)" in figures

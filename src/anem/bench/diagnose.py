@@ -11,6 +11,7 @@ of the same measurements, with the flag of every set. Over-smoothed means too pr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -21,14 +22,14 @@ from anem.baselines import DAPS, DPS, PaperSampler, REDDiff
 from anem.bench.harness import Context
 from anem.bench.histograms import plot_histograms
 from anem.data import load_dataset, mnist
-from anem.energy import EnergyModel
+from anem.energy import EnergyModel, NotFinite
 from anem.gaussian import make_power_law_gaussian
 from anem.images import save_image
 from anem.likelihood import compare, score
 from anem.operators import LinearOperator, make_operator
 from anem.random import generators_for, normal
 from anem.restore import Restorer
-from anem.sample import sample_posterior
+from anem.sample import Diverged, sample_posterior
 from anem.sheet import Row, contact_sheet
 
 __all__ = ["oracle_sets", "run"]
@@ -82,21 +83,27 @@ def run(context: Context) -> None:
             **_others(model, measurement, operator, seeds, 2 * steps),
             "pixel noise": x + 0.1 * normal(x.shape, context.generator("noise"), x),
         }
-        sets = {name: s.clamp(0, 1).to(x) for name, s in sets.items()}
+        sets = {name: s.clamp(0, 1).to(x) for name, s in sets.items() if bool(torch.isfinite(s).all())}
         _compare(context, f"digits/{task}", model, x, measurement, operator, sets, DIGITS)
+        for name in (n for n in DIGITS if n not in sets):
+            context.figure(f"digits/{task}/{name}/flag", "diverged")
         rows = [Row("truth", x[:8]), Row("measurement", operator.visualise(measurement)[:8])]
         save_image(contact_sheet(rows + [Row(name, s[:8]) for name, s in sets.items()]), context.out / f"{task}.png")
 
 
 def _others(model: EnergyModel, measurement: Tensor, operator: LinearOperator, seeds: Sequence[int], calls: int) -> dict[str, Tensor]:
-    """One sample an image by other methods at so many network calls, (B, C, H, W) each."""
+    """One sample an image by other methods at so many network calls, (B, C, H, W) each; without those that break down."""
     methods: dict[str, Restorer] = {
         "DPS": DPS(model, steps=calls),
         "RED-Diff": REDDiff(model, steps=calls),
         "DAPS": DAPS(model, levels=max(1, calls // 5), ode=5),
         "paper's sampler": PaperSampler(model, levels=max(1, (calls - 1) // 2), corrections=1),
     }
-    return {name: restorer(measurement, operator, SIGMA, generators_for(seeds))[0] for name, restorer in methods.items()}
+    found: dict[str, Tensor] = {}
+    for name, restorer in methods.items():
+        with contextlib.suppress(Diverged, NotFinite):
+            found[name] = restorer(measurement, operator, SIGMA, generators_for(seeds))[0]
+    return found
 
 
 def oracle_sets(count: int, generator: torch.Generator) -> tuple[EnergyModel, Tensor, Tensor, LinearOperator, dict[str, Tensor]]:
