@@ -1,6 +1,7 @@
 """The bound on a learned energy in a search: nothing changes where the model is in its place, and nothing outweighs the pixels."""
 
 import copy
+import math
 import sys
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from anem.blind import FAMILIES, bounded, estimate
 from anem.blind.bounded import ROOM, largest_correlation
 from anem.covariance import Covariance
-from anem.gaussian import IndependentPixels, make_mixture
+from anem.gaussian import IndependentPixels, make_mixture, make_power_law_gaussian
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 
+DOUBLE = torch.zeros((), dtype=torch.float64)
 X = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)).square()
 
 
@@ -89,3 +91,20 @@ def test_exact_energies_and_those_without_a_base_are_left_alone():
     assert bounded(prior, (1, 8, 8)) is prior
     inner = EnergyNetwork(NetworkConfig.preset("tiny").override(form="inner"), DataStatistics.fit(X)).eval()
     assert bounded(inner, (1, 8, 8)) is inner
+
+
+def test_noise_lowers_the_total_correlation_whose_mean_the_bound_is_about(generator):
+    """E[U₀ − U] of a Gaussian in closed form, ½ Σ log var(y_p) − ½ log det Cov(y), against energies of draws; falling in the noise."""
+    prior = make_power_law_gaussian(1, 4, 4)
+    c = prior.posterior(torch.zeros(1, 1, 4, 4, dtype=torch.float64), Covariance.white(1e9, (1, 1, 4, 4), like=DOUBLE)).covariance[0]
+    x, exact = prior.sample(4000, generator), []
+    for variance in (0.001, 0.01, 0.1, 1.0):
+        cov = Covariance.white(variance, x.shape, like=x)
+        y, total = x + cov.sample(generator), c + variance * torch.eye(16, dtype=torch.float64)
+        alone = 0.5 * (
+            (y - prior.statistics.mean_image(y)).flatten(1).square() / total.diagonal() + (2 * math.pi * total.diagonal()).log()
+        ).sum(1)
+        gap = alone - prior.energy(y, cov)
+        exact.append(float(0.5 * (total.diagonal().log().sum() - torch.logdet(total))))
+        assert abs(float(gap.mean()) - exact[-1]) < 5 * float(gap.std()) / 4000**0.5
+    assert exact == sorted(exact, reverse=True) and exact[0] > 2 * exact[-1]
