@@ -7,9 +7,10 @@ in each of the six cases, 6e-3 in all. ε is 1.36 d^{−1/3}, near the optimum o
 over chains after ε was adapted as often as a path has levels, at one level; along a path the adaptation lags behind.
 
 Digits. Centre-box inpainting, the same measurements, levels, corrector steps and network calls for both; each with its default step size,
-which MALA adapts. Random numbers start alike and part after the first step, where MALA draws one more. PSNR is that of one sample inside the box, LPIPS (AlexNet) and KID (features of the digit classifier) of whole images;
-KID is to training digits. Differences are MALA − ULA with 95 % bootstrap intervals over images, paired. The paper (faces, LPIPS, after 1, 5
-and 8 steps): ULA 0.093, 0.093, 0.093; MALA 0.093, 0.091, 0.089. Needs ``make data``.
+which MALA adapts. Random numbers start alike and part after the first step, where MALA draws one more. PSNR is that of one sample inside
+the box, LPIPS (AlexNet) and KID (features of the digit classifier) of whole images; KID is to training digits. Differences are MALA − ULA
+with 95 % bootstrap intervals over images, paired. The paper (faces, LPIPS, after 1, 5 and 8 steps): ULA 0.093, 0.093, 0.093; MALA 0.093,
+0.091, 0.089. Needs ``make data``.
 """
 
 from __future__ import annotations
