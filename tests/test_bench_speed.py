@@ -12,7 +12,7 @@ from anem.bench import speed_step
 from anem.bench.counts import make_workload
 from anem.bench.harness import Context, Report
 from anem.bench.reference import PlainNetwork
-from anem.bench.speed_recorded import recorded_steps, rounded_trainings
+from anem.bench.speed_recorded import _a_dsm_loss, recorded_steps, rounded_trainings
 from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
 from anem.losses import dual_score_loss
 from anem.network import NetworkConfig
@@ -106,6 +106,30 @@ def test_recorded_steps_are_the_step(tmp_path):
     off = report.figures["train/small/rounded: gradient, relative difference to the step's"]
     assert 1e-4 < off.value < 0.1 and off.holds
     assert report.figures["train/small/rounded: images per second over the reference's"].value > 0
+
+
+def test_the_fastest_step_is_compared_with_parts_made_as_fast(tmp_path, monkeypatch):
+    """Recorded graphs run as they stand in place of machine code: ratios mean nothing, but all of it runs."""
+    monkeypatch.setattr("anem.train.step.machine_code", lambda graph, inputs: graph)
+    report = Report("speed", "c0ffee", 0, "anem bench speed")
+    w = make_workload(NetworkConfig.preset("tiny").override(channels=(4, 8), embedding=4, rounds=1), batch=6, side=8)
+    recorded_steps(Context(report, quick=True, out=tmp_path), w, 2)
+    key = "train/small/compiled and rounded"
+    aims = {k.removeprefix(key): f.aim for k, f in report.figures.items() if k.startswith(key) and f.aim}
+    assert aims[": time over A-DSM alone, compiled and rounded too"] == "≤ 1.3" and aims[": time over the plain denoiser"] == "≤ 4"
+    assert aims[": floor over time"] == "≥ 0.5"
+    assert all(f.value > 0 for k, f in report.figures.items() if k.startswith(key))
+    exact = report.figures["train/small/compiled: gradient, relative difference to the step's"]
+    assert exact.holds and exact.value < 1e-4
+
+
+def test_the_compiled_step_on_denoising_alone_is_that_step(workload):
+    speed_step.denoising_step(workload)
+    want = {name: p.grad.clone() for name, p in workload.model.named_parameters() if p.grad is not None}
+    terms = _a_dsm_loss(workload.model, workload.x, workload.cov, workload.noise, 1.0)
+    got = dict(zip(want, torch.autograd.grad(terms.total, [dict(workload.model.named_parameters())[n] for n in want]), strict=True))
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-6, atol=1e-9, msg=name)
 
 
 def test_two_trainings_that_differ_by_rounding_alone(tmp_path):

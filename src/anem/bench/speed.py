@@ -6,6 +6,7 @@ Times are ratios within one run, measured in alternation; absolute numbers are o
   a step of A-DSM alone, and a step of an ordinary denoiser with the same U-Net in plain torch. The floor is the counted multiply-adds at
   the best rate of the network's own 3 × 3 convolutions plus the bytes of all other operations at the memory's rate; what fits the caches
   may beat the second part. "small" is the preset, "small with norm" has group norm in every block, whose plain second derivative is dear.
+  Time over A-DSM alone, over a denoiser and the floor are also given for the fastest step, against such steps made as fast.
   "rounded" and "compiled" are the trainer's ``precision = "bfloat16"`` and ``compile`` (:mod:`anem.bench.speed_recorded`): the first pays
   where the processor multiplies bfloat16, the second takes minutes once, so a quick run leaves it out, and wants a C++ compiler.
 * trainings: held-out losses of digits after the same images with and without rounding (full run only; wants ``make data``).
@@ -19,7 +20,12 @@ Samples against network calls are a bench of their own, :mod:`anem.bench.samplin
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from anem.bench.counts import Workload, make_workload
 from anem.bench.harness import Context
@@ -40,6 +46,7 @@ EXPONENTS = {"pixels": 1.1, "batch": 1.1, "channels": 2.1, "covariances": 1.1}
 
 def run(context: Context) -> None:
     """All sections, each skipped where an interrupted run has made it."""
+    _environment(context)
     small = NetworkConfig.preset("small")
     workload = make_workload(small, batch=32, seed=context.seed)
     rounds = 5 if context.quick else 11
@@ -49,8 +56,10 @@ def run(context: Context) -> None:
     normed = "small with norm"
     if not context.quick and not context.done(f"train/{normed}/multiply-adds alone at the peak over time"):
         training_step(context, make_workload(small.override(norm=GROUPS), batch=32, seed=context.seed), normed, rounds)
-    if not context.done(f"train/small/{STEPS[0]}: images per second over the reference's"):
-        recorded_steps(context, workload, rounds, STEPS[:1] if context.quick else STEPS)
+    recorded = STEPS[:1] if context.quick else STEPS
+    last = f"train/small/{recorded[-1]}: " + ("images per second over the reference's" if context.quick else "floor over time")
+    if not context.done(last):
+        recorded_steps(context, workload, rounds, recorded)
     if not context.quick and not context.done("trainings/A-CSM with rounded convolutions over that"):
         rounded_trainings(context)
     few = _first(workload, 8)
@@ -65,6 +74,19 @@ def run(context: Context) -> None:
         plot_growth(grown, context.out / "growth.png")
     if not context.done("estimators/every 4th image: time to the same variance over full"):
         estimators(context, few if context.quick else workload, 3 if context.quick else 16, 5)
+
+
+def _environment(context: Context) -> None:
+    """What times depend on."""
+    allocator = " ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("MALLOC_") or k == "LD_PRELOAD")
+    found = {"threads": torch.get_num_threads(), "torch": torch.__version__, "allocator": allocator or "as it comes"}
+    try:
+        names = {line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")}
+        found["processor"] = ", ".join(sorted(names)) or platform.processor()
+    except OSError:
+        found["processor"] = platform.processor()
+    for name, value in found.items():
+        context.figure(f"environment/{name}", value)
 
 
 def _first(workload: Workload, count: int) -> Workload:

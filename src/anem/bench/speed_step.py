@@ -78,11 +78,13 @@ def training_step(context: Context, workload: Workload, name: str, rounds: int) 
     times = alternate(runs, rounds)
     key, default = f"train/{name}", name == "small"
     context.figure(f"{key}/images per second", len(workload.x) / seconds(times["step"]))
-    context.figure(f"{key}/images per second over the reference's", ratio(times, "reference", "step"), aim="≥ 2" if default else None)
+    context.figure(
+        f"{key}/images per second over the reference's", ratio(times, "reference", "step"), aim="≥ 2" if default else None, quick=False
+    )
     context.figure(f"{key}/loss, relative difference to the reference", loss_difference(workload, reference), aim="≤ 1e-4")
     aims = {"A-DSM alone": "≤ 1.3", "denoiser": "≤ 4"}
     for part in ("A-DSM alone", "denoiser", "network call", "energy"):
-        context.figure(f"{key}/time over {part}", ratio(times, "step", part), aim=aims.get(part) if default else None)
+        context.figure(f"{key}/time over {part}", ratio(times, "step", part), aim=aims.get(part) if default else None, quick=False)
     machine, counts, plain = Machine.measure(len(workload.x)), count(workload.train_step), count(runs["reference"])
     context.figure(f"{key}/multiply-adds (10⁹)", counts.multiply_adds / 1e9)
     context.figure(f"{key}/multiply-adds over a forward pass", counts.multiply_adds / count(runs["energy"]).multiply_adds)
@@ -92,7 +94,7 @@ def training_step(context: Context, workload: Workload, name: str, rounds: int) 
     context.figure(f"{key}/convolution peak (10⁹ multiply-adds per second)", machine.convolution / 1e9)
     context.figure(f"{key}/memory rate (10⁹ bytes per second)", machine.memory / 1e9)
     share = machine.floor(counts) / seconds(times["step"])
-    context.figure(f"{key}/floor over time", share, aim="0.5–1" if default else None)
+    context.figure(f"{key}/floor over time", share, aim="0.5–1" if default else None, quick=False)
     context.figure(f"{key}/multiply-adds alone at the peak over time", counts.multiply_adds / machine.convolution / seconds(times["step"]))
 
 

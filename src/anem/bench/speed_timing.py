@@ -80,13 +80,19 @@ class Machine:
         self.convolution, self.memory = convolution, memory
 
     @classmethod
-    def measure(cls, batch: int = 32, shapes: tuple[tuple[int, int], ...] = ((48, 14), (96, 7), (96, 14)), rounds: int = 15) -> Machine:
-        """From convolutions of (channels, side) in ``shapes``, channels last, and a product of long vectors."""
+    def measure(
+        cls,
+        batch: int = 32,
+        shapes: tuple[tuple[int, int], ...] = ((48, 14), (96, 7), (96, 14)),
+        rounds: int = 15,
+        dtype: torch.dtype = torch.float32,
+    ) -> Machine:
+        """From convolutions of (channels, side) in ``shapes``, channels last, in ``dtype``, and a product of long vectors of float32."""
         runs: dict[str, Callable[[], object]] = {}
         work = {}
         for channels, side in shapes:
-            x = torch.randn(batch, channels, side, side).to(memory_format=torch.channels_last)
-            w = torch.randn(channels, channels, 3, 3).to(memory_format=torch.channels_last)
+            x = torch.randn(batch, channels, side, side).to(dtype, memory_format=torch.channels_last)
+            w = torch.randn(channels, channels, 3, 3).to(dtype, memory_format=torch.channels_last)
             runs[f"{channels}, {side}"] = lambda x=x, w=w: torch.conv2d(x, w, padding=1)  # type: ignore[misc]
             work[f"{channels}, {side}"] = batch * side**2 * channels**2 * 9
         a, b, c = (torch.ones(1 << 22) for _ in range(3))
