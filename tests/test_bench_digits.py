@@ -118,7 +118,7 @@ def test_the_split_decides_which_images_are_judged_and_not_on_which_sigma_is_cho
     seen = {}
 
     def only_bits(context):
-        model, data = digits.load(context.model), digits.load_dataset(digits.mnist(context.split, str(context.data / "mnist.npz")))
+        model, data = context.load(context.model), digits.load_dataset(digits.mnist(context.split, str(context.data / "mnist.npz")))
         digits._bits(context, model, data, Size.quick())
         seen[context.split] = data.images
 

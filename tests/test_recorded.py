@@ -12,7 +12,7 @@ from anem.bases import Mixed, as_basis
 from anem.covariance import Covariance
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.nn.attached import attached
-from anem.nn.recorded import Recorded, cpp_compiler
+from anem.nn.recorded import Recorded, Replayed, cpp_compiler
 from anem.statistics import DataStatistics
 
 IMAGES = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)).square()
@@ -219,6 +219,9 @@ def test_a_network_computed_elsewhere_is_a_copy_of_one_in_use():
     torch.testing.assert_close(model(y, cov).energy, before)
     assert not torch.allclose(copy.deepcopy(model)(y, cov).energy, before)  # a copy computes by its own weights
     assert kept == list(network().state_dict()) and len(list(model.modules())) == len(list(network().modules()))
+    for device in ("nonsense", "meta"):
+        with pytest.raises(ValueError, match=f"device: '{device}' cannot be used here"):
+            model.compute_on(device)
     with pytest.raises(ValueError, match="compute_on: wanted a model in evaluation mode"):
         network().train().compute_on("cpu")
 
@@ -244,3 +247,46 @@ def test_a_replayed_network_is_the_network(basis):
         got, want = model(y, cov), ordinary(y, cov)
         torch.testing.assert_close(got.energy, want.energy, rtol=2e-4, atol=2e-5)
         torch.testing.assert_close(got.grad_y, want.grad_y, rtol=2e-4, atol=2e-5)
+
+
+class _Graph:
+    """In place of a CUDA graph: computes from the fixed inputs into the fixed results."""
+
+    def __init__(self, module, fixed):
+        self.module, self.fixed, self.replays = module, fixed, 0
+        self.results = [part.clone() for part in module(*fixed)]
+
+    def replay(self):
+        self.replays += 1
+        for old, new in zip(self.results, self.module(*self.fixed), strict=True):
+            old.copy_(new)
+
+
+def test_replays_fill_cut_and_count(monkeypatch):
+    class Part(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3), requires_grad=False)
+
+        def forward(self, x):
+            return x * self.weight, x.sum(1)
+
+    made = []
+
+    def capture(self, fixed):
+        made.append(_Graph(self.module, fixed))
+        return made[-1], fixed, made[-1].results
+
+    monkeypatch.setattr(Replayed, "_capture", capture)
+    part = Part()
+    replayed = Replayed(part, rows=5, after=1)  # graphs of up to four rows
+    for count in (3, 3, 6, 1, 1):
+        x = torch.rand(count, 3)
+        product, total = replayed(x.requires_grad_())
+        torch.testing.assert_close(product, x.detach())
+        torch.testing.assert_close(total, x.detach().sum(1))
+        assert not product.requires_grad
+    assert [len(g.fixed[0]) for g in made] == [4, 1] and made[0].replays == 2 and made[1].replays == 1
+    part.double()
+    replayed(torch.rand(3, 3)), replayed(torch.rand(3, 3))
+    assert len(made) == 3  # the weights are elsewhere now

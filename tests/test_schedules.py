@@ -93,11 +93,12 @@ def test_any_order_ends_in_the_posterior(generator):
 
 
 def test_an_order_of_each_image_goes_along_with_it_and_bad_ones_are_refused():
-    orders = torch.stack([torch.arange(16.0).view(1, 4, 4), torch.arange(16.0).flip(0).view(1, 4, 4)])
+    orders = torch.stack([torch.arange(16.0).view(1, 4, 4), 100 + torch.arange(16.0).flip(0).div(3).floor().view(1, 4, 4)])
     schedule = InOrder(8, order=orders)
     cov = start("pixel").expand(2)
-    whole, second = path(schedule, cov)[4], path(schedule.rows(torch.tensor([1])), cov[1:])[4]
-    torch.testing.assert_close(whole.values[1:], second.values)
+    whole = path(schedule, cov)[4]
+    for i in range(2):
+        torch.testing.assert_close(whole.values[i : i + 1], path(schedule.rows(torch.tensor([i])), cov[i : i + 1])[4].values)
     assert not torch.allclose(whole.values[0], whole.values[1])
     with pytest.raises(ValueError, match=r"order: wanted what broadcasts to \(2, 1, 4, 4\), got \(3, 3\)"):
         path(InOrder(4, order=torch.zeros(3, 3)), cov)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from anem.network import EnergyNetwork
 
-__all__ = ["WEIGHTS", "bundled_models", "check_device", "load", "locate", "read_card"]
+__all__ = ["WEIGHTS", "bundled_models", "load", "locate", "read_card"]
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the bundled models, one folder each with ``model.safetensors`` and ``card.json``."""
@@ -81,17 +81,6 @@ def _fetch(repository: str) -> Path:
         raise FileNotFoundError(f"model {repository!r}: no such folder, and Hugging Face does not give it ({reason})") from error
 
 
-def check_device(device: torch.device | str) -> None:
-    """Raise ValueError for a device that cannot compute here."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-        torch.Generator(device)  # the device "meta" has tensors, but neither random numbers nor values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from None
-
-
 def load(name_or_path: str | Path = "digits", device: torch.device | str = "cpu") -> EnergyNetwork:
     """A trained model, ready for use: in evaluation mode, its parameters frozen.
 
@@ -104,6 +93,7 @@ def load(name_or_path: str | Path = "digits", device: torch.device | str = "cpu"
         ValueError: files that are damaged or not a model of this package; a device that is not there.
     """
     from anem.network import EnergyNetwork
+    from anem.random import check_device
 
     check_device(device)
     folder = locate(name_or_path)

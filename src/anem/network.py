@@ -41,6 +41,7 @@ from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.recorded import Recorded, Replayed, check_compiler
 from anem.nn.unet import UNet
 from anem.propagation import propagate
+from anem.random import check_device
 from anem.statistics import DataStatistics
 
 __all__ = ["EnergyNetwork", "NetworkConfig", "TrainingGradients"]
@@ -156,6 +157,7 @@ class EnergyNetwork(EnergyModel):
         self._record: Callable[[nn.Module], Callable[..., list[Tensor]]] | None = None
         self._remote: list[EnergyNetwork] = []  # a list, so that it is no part of the module
         self.limit: float | None = None
+        self._twins: dict[float, EnergyNetwork] = {}
 
     # Base energy: closed forms in coordinates
 
@@ -310,37 +312,43 @@ class EnergyNetwork(EnergyModel):
             raise ValueError(f"compile: wanted rows >= 1 and after >= 0, got {rows} and {after}")
         if self.training and self.config.dropout:
             raise ValueError("compile: wanted a model in evaluation mode, as its dropout would be recorded")
-        self._record, self._recorded = partial(recorded, rows=rows, after=after), {}
+        self._record, self._recorded, self._twins = partial(recorded, rows=rows, after=after), {}, {}
 
     def compute_on(self, device: torch.device | str) -> None:
         """Run the network on another device from now on, and leave all else where it is: this model, images, covariances, random numbers.
 
         What is drawn is then what it would be without, up to rounding, whatever the device. The device computes with a copy of the
-        weights as they are now. It is for use, not for training: parameters get no gradients. A copy computes where it is itself.
+        weights as they are now. It is for use, not for training: parameters get no gradients. A copy computes where it is itself. If it
+        shall be compiled too, that comes after.
 
         Raises:
-            ValueError: a model in training mode.
+            ValueError: a device that is not there; a model in training mode.
         """
+        check_device(device)
         if self.training:
             raise ValueError("compute_on: wanted a model in evaluation mode, as the weights elsewhere are a copy")
-        self._record, self._recorded = None, {}
-        self._remote = [copy.deepcopy(self).to(device)]
+        remote = copy.deepcopy(self).to(device)
+        self._record, self._recorded, self._twins, self._remote = None, {}, {}, [remote]
 
     def limited(self, limit: float) -> EnergyNetwork:
         """The same network, weights shared, with an energy at most ``limit`` nats/dim away from that of independent pixels.
+
+        It is for use: it computes where this one does now, is compiled if this one is, and is not saved with its limit.
 
         Raises:
             ValueError: limit ≤ 0; the form without a base.
         """
         if not limit > 0 or self.config.form != "anchored":
             raise ValueError(f"limit: wanted a number > 0 and the form 'anchored', got {limit} and {self.config.form!r}")
-        twin = copy.copy(self)
-        twin.limit, twin._record, twin._recorded = limit, self._record, {}
-        twin._remote = [network.limited(limit) for network in self._remote]
-        return twin
+        if limit not in self._twins:
+            twin = copy.copy(self)
+            twin.limit, twin._record = limit, self._record
+            twin._remote = [network.limited(limit) for network in self._remote]
+            self._twins = {limit: twin}
+        return self._twins[limit]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_record": None, "_recorded": {}, "_remote": []}
+        return {**self.__dict__, "_record": None, "_recorded": {}, "_remote": [], "_twins": {}}
 
     def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
         """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c.

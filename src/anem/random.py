@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Generators", "generators_for", "normal", "uniform"]
+__all__ = ["Generators", "check_device", "generators_for", "normal", "uniform"]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a whole batch, a sequence of B generators (one an image), or None for torch's default generator."""
@@ -35,3 +35,12 @@ def uniform(shape: Sequence[int], generators: Generators, like: Tensor) -> Tenso
 def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
     """One generator an image, seeded by its own number: image i draws the same numbers in any batch."""
     return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise ValueError for a device that cannot compute here."""
+    try:
+        torch.empty(0, device=device)
+        torch.Generator(device)  # the device "meta" has tensors, but neither random numbers nor values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {str(device)!r} cannot be used here ({str(error).splitlines()[0]})") from None

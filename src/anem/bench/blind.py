@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,15 +99,18 @@ def run(context: Context) -> None:
     images = (
         load_dataset(mnist(context.split, str(context.data / "mnist.npz"))).batch(torch.arange(max(size.images, size.families))).double()
     )
-    if size.beside:
-        _ablation(context)
+    others: dict[str, EnergyModel] = {
+        "Gaussian": BaseEnergy(model.statistics),
+        "independent pixels": IndependentPixels(model.statistics),
+    }
+    others |= {name: context.load(str(path)) for name, path in _ablation(context).items()} if size.beside else {}
     _small(context, size)
     for sigma in size.sigmas:
         _blur(context, model, images, sigma, size)
     _families(context, model, images, size)
     for outside in size.outside:
         for ratio in size.ratios:
-            _box(context, model, images, outside, ratio, size)
+            _box(context, model, others, images, outside, ratio, size)
 
 
 # --- degraded images and what is said about them ---
@@ -162,9 +165,11 @@ def _boxes(count: int, outside: float, ratio: float, low: int = 6, high: int = 2
     return [(low + i % (high - low + 1), ratio * outside, outside) for i in range(count)]
 
 
-def _box(context: Context, model: EnergyModel, images: Tensor, outside: float, ratio: float, size: Size) -> None:
+def _box(
+    context: Context, model: EnergyModel, others: Mapping[str, EnergyModel], images: Tensor, outside: float, ratio: float, size: Size
+) -> None:
     row, family = f"box/σ_out {outside:g}, ratio {ratio:g}", FAMILIES["box"](images.shape)
-    for name, judged in _beside(context, model, size):
+    for name, judged in {"model": model, **others}.items():
         if context.done(f"{row}/{name}/posteriors as fine as asked for"):
             continue
         theta = _boxes(size.images, outside, ratio)
@@ -173,15 +178,6 @@ def _box(context: Context, model: EnergyModel, images: Tensor, outside: float, r
         aims = {"side within one": "≥ 0.95"} if ratio >= 2 and judged is model else {}
         aims |= {f"{s}, median relative error": "≤ 0.1" for s in ("sigma_in", "sigma_out")} if judged is model else {}
         _report(context, f"{row}/{name}", found, theta, aims)
-
-
-def _beside(context: Context, model: EnergyModel, size: Size) -> Iterator[tuple[str, EnergyModel]]:
-    """The model and those beside it, by name."""
-    yield "model", model
-    yield "Gaussian", BaseEnergy(model.statistics)
-    yield "independent pixels", IndependentPixels(model.statistics)
-    for name, path in _ablation(context).items() if size.beside else ():
-        yield name, context.load(str(path))
 
 
 def _ablation(context: Context) -> dict[str, Path]:

@@ -50,6 +50,9 @@ BAYESIAN = ("DPS", "RED-Diff", "DAPS", "composition")
 MEASURES = ("PSNR", "LPIPS", "DISTS", "KID")
 """By which ours is compared with the others."""
 
+MISSING = "missing, left out"
+"""In place of a prior."""
+
 PRACTICE, AGAIN = 30_000_000, 10_000_000
 """Added to the seeds of the judged images: those of the tuning, and those of a second sample of the same measurement."""
 
@@ -105,7 +108,7 @@ def run(context: Context) -> None:
                 context.figure(f"{where}/truth/KID", float(kernel(torch.ones(1, count, dtype=torch.float64))))
             for method in (m for m in names if (m, name) in models):
                 model = models[method, name]
-                tried = best[method, name][: size.again] if (method, name) in best else list(METHODS[method].settings)[: size.settings]
+                tried = best.get((method, name), [])[: size.again] or list(METHODS[method].settings)[: size.settings]
                 settings = _tune(context, judge, f"{where}/{method}", method, model, practice, calls, tried)
                 few = size.diverse if calls == min(size.restored) else 0
                 restored[method] = _result(context, judge, f"{where}/{method}", method, settings, model, problem, calls, few)
@@ -139,9 +142,9 @@ def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) ->
         key = f"prior/{name} {task}" if conditional else f"prior/{METHODS[name].prior}"
         if key not in said:
             said.add(key)
-            found = "missing, left out" if where is None else _identity(where)
+            found = MISSING if where is None else _identity(where)
             earlier = context.report.figures.get(key)
-            if earlier is not None and earlier.value != found:
+            if earlier is not None and earlier.value not in (found, MISSING):
                 raise ValueError(f"{key}: now {found}, but the figures so far were made by {earlier.value}; --fresh starts over")
             context.figure(key, found)
         if where is not None:

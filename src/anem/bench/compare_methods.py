@@ -143,7 +143,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             {
                 "5 flow steps, lr 1e-4": _daps(5, 1e-4),
                 "2 flow steps, lr 1e-4, from σ = 10": _daps(2, 1e-4, highest=10.0),
-                "2 flow steps, lr 1e-3, from σ = 10": _daps(2, 1e-3, highest=10.0),
+                "2 flow steps, the largest stable step, from σ = 10": _daps(2, 1e-3, highest=10.0),
                 "2 flow steps, lr 1e-4, τ = σ, from σ = 10": _daps(2, 1e-4, None, highest=10.0),
             },
         ),

@@ -21,8 +21,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import anem
-from anem.hub import check_device, load, locate
+from anem.hub import load, locate
 from anem.network import EnergyNetwork
+from anem.random import check_device
 
 __all__ = ["Context", "Figure", "Report", "code", "commit", "judge", "load_bench", "run_bench", "table", "weights_digest", "write_json"]
 

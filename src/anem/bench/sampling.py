@@ -8,10 +8,10 @@ Asked is what 32 network calls miss: every figure should be within 3 % of its va
   affine. The kernel and schedule nearest to the posterior at 32 calls are the choice: it is this one that the other two parts judge, not
   whichever did best there.
 * digits: 64 images with a hidden box of side 14, σ = 0.05: PSNR of the mean inside the box, LPIPS (AlexNet) and KID (features of the digit
-  classifier, to 2000 training digits) of samples. The choice and the default are judged, by 16 samples an image; the others have 2 for
-  their curves. KID of good samples is near 0 and may be below, so its changes are in units of that of the measurement with the box filled
-  by the mean image. "null" is what the default changes by between two runs of 250 calls with other random numbers: what is chance alone.
-  Needs ``make data``; without the weights of LPIPS it is left out, and named.
+  classifier, to 2000 training digits) of samples. All curves are of 2 samples an image; the choice and the default are judged by 16. KID of
+  good samples is near 0 and may be below, so its changes are in units of that of the measurement with the box filled by the mean image.
+  "null" is what the default changes by between two runs of 250 calls with other random numbers: what is chance alone. Needs ``make data``;
+  without the weights of LPIPS it is left out, and named.
 * mixture: 64 images, 4 × 4, middle quarter hidden, σ = 0.05; 128 samples each, 32 on paths that follow the chain, which end at 250 calls.
 * changes from 32 to more calls have 95 % bootstrap intervals over images, paired; the aim is that of the estimates.
 * memory: bytes alive at once, counted: a chain keeps no graph of the second derivative and nothing of the steps behind it.
@@ -59,7 +59,7 @@ class Size:
     """How much is measured on digits.
 
     Arguments:
-        images, samples: B and S, for every curve. judged: S for those that are judged, from 32 to 250 calls.
+        images, samples: B and S, for every curve. judged: S where the choice and the default are judged, at 32 and 250 calls.
         reference: training digits of the KID. calls: for every curve.
         schedules: those tried. kernels: those tried, all that draw from the posterior if empty.
     """
@@ -189,15 +189,25 @@ def digits(context: Context, choice: str, size: Size) -> list[Curve]:
         return sample_posterior(model, measurement, operator, SIGMA, **options).samples
 
     curves = [c for c in curves_of(schedules=size.schedules) if c.stochastic and (not size.kernels or c.kernel in size.kernels)]
+
+    def judge_curve(name: str, kernel: str, schedule: str) -> None:
+        """Both ends of a curve by many samples, and for the default the larger end once more."""
+        own = Curve(kernel, schedule)
+        for calls in (FEW, MANY):
+            if calls in size.calls:
+                measure(context, "digits judged", own, calls, judge, partial(draw, kernel, size.judged, 0))
+        report_changes(context, "digits judged", own, MANY, size.images, judge.scales, judged=True)
+        if name == DEFAULT and MANY in own.figures:
+            null = Curve(kernel, schedule)
+            measure(context, "digits null", null, MANY, judge, partial(draw, kernel, size.judged, AGAIN))
+            null.statistics[FEW], null.figures[FEW] = own.statistics[MANY], own.figures[MANY]
+            label = f"between two runs of {MANY} calls"
+            report_changes(context, "digits null", null, MANY, size.images, judge.scales, judged=False, between=label)
+
     for curve in sorted(curves, key=lambda c: c.name not in (choice, DEFAULT)):
+        if curve.name in (choice, DEFAULT):
+            judge_curve(curve.name, curve.kernel, curve.schedule)
         for calls in size.calls:
-            many = curve.name in (choice, DEFAULT) and FEW <= calls <= MANY
-            measure(context, "digits", curve, calls, judge, partial(draw, curve.kernel, size.judged if many else size.samples, 0))
-        report_changes(context, "digits", curve, MANY, size.images, judge.scales, judged=curve.name in (choice, DEFAULT))
-        if curve.name == DEFAULT and MANY in curve.figures:
-            null = Curve(curve.kernel, curve.schedule)
-            measure(context, "digits null", null, MANY, judge, partial(draw, curve.kernel, size.judged, AGAIN))
-            null.statistics[FEW], null.figures[FEW] = null.statistics[MANY], null.figures[MANY]
-            null.statistics[MANY], null.figures[MANY] = curve.statistics[MANY], curve.figures[MANY]
-            report_changes(context, "digits null", null, MANY, size.images, judge.scales, judged=False)
+            measure(context, "digits", curve, calls, judge, partial(draw, curve.kernel, size.samples, 0))
+        report_changes(context, "digits", curve, MANY, size.images, judge.scales, judged=False)
     return curves

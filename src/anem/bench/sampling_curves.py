@@ -164,13 +164,25 @@ def measure(context: Context, part: str, curve: Curve, calls: int, judge: Judge,
 
 
 def report_changes(
-    context: Context, key: str, curve: Curve, many: int, images: int, scales: Mapping[str, float], judged: bool, draws: int = 2000
+    context: Context,
+    key: str,
+    curve: Curve,
+    many: int,
+    images: int,
+    scales: Mapping[str, float],
+    judged: bool,
+    draws: int = 2000,
+    between: str = "",
 ) -> None:
     """What every figure changes by after :data:`FEW` calls, with intervals; the aim is that of the largest change of any.
 
     A curve that came to nothing at either number has no changes; if it is judged, its aim is missed.
+
+    Arguments:
+        between: what the two are, for people, if not two numbers of calls.
     """
-    last = f"{key}/{curve.name}: largest change from {FEW} to {many} calls"
+    between = between or f"from {FEW} to {many} calls"
+    last = f"{key}/{curve.name}: largest change {between}"
     aim = f"≤ {WITHIN}" if judged else None
     if context.done(last):
         return
@@ -182,7 +194,7 @@ def report_changes(
     intervals = curve.changes(FEW, many, scales, images, generator, draws)
     for name, interval in intervals.items():
         over = f"over {scales[name]:.3g}" if name in scales else f"over the value at {many}"
-        report_interval(context, f"{key}/{curve.name}/{name}: change from {FEW} to {many} calls, {over}", interval)
+        report_interval(context, f"{key}/{curve.name}/{name}: change {between}, {over}", interval)
     context.figure(last, max(abs(i.value) for i in intervals.values()), aim=aim, quick=False)
 
 

@@ -13,6 +13,7 @@ with r what the model's own samples show, and some room. Nothing changes where t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
@@ -29,7 +30,8 @@ __all__ = ["bounded", "largest_correlation"]
 ROOM = 1.25
 """r over the largest difference among the samples."""
 
-_known: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], EnergyModel]] = WeakKeyDictionary()
+_limits: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], float]] = WeakKeyDictionary()
+"""What was measured, by model, and by image shape and the state of its weights."""
 
 
 @torch.no_grad()
@@ -46,11 +48,16 @@ def largest_correlation(model: EnergyModel, shape: Sequence[int], images: int = 
 
 
 def bounded(model: EnergyModel, shape: Sequence[int]) -> EnergyModel:
-    """A learned model bounded by what its samples of ``shape`` (C, H, W) show, drawn once; any other energy as it is."""
+    """A learned model bounded by what its samples of ``shape`` (C, H, W) show, drawn once; any other energy as it is.
+
+    Raises:
+        ValueError: energies of its samples that are not finite.
+    """
     if not isinstance(model, EnergyNetwork) or model.config.form != "anchored" or model.limit is not None:
         return model
-    known, key = _known.setdefault(model, {}), tuple(shape)
+    known, key = _limits.setdefault(model, {}), (*shape, sum(p._version for p in model.parameters()))
     if key not in known:
-        most = ROOM * largest_correlation(model, shape)
-        known[key] = model.limited(most) if most > 0 else model
-    return known[key]
+        known[key] = ROOM * largest_correlation(model, shape)
+        if not math.isfinite(known[key]):
+            raise ValueError(f"model: wanted finite energies of its own samples, got {known[key]}")
+    return model.limited(known[key]) if known[key] > 0 else model

@@ -104,12 +104,13 @@ class Replayed:
 
     Arguments:
         module: as for :class:`Recorded`, its parameters on the device.
-        rows: most of one graph; larger batches are cut up. What fills a graph up to its number of rows repeats the last one.
+        rows: most of one graph, rounded down to a power of two; larger batches are cut up. What fills a graph up to its number of rows
+            repeats the last one.
         after: calls for a graph that run as usual before it is made.
     """
 
     def __init__(self, module: nn.Module, rows: int = 512, after: int = 2) -> None:
-        self.module, self.rows, self.after = module, rows, after
+        self.module, self.rows, self.after = module, 1 << (rows.bit_length() - 1), after
         self.seen: dict[tuple, int] = {}
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], list[Tensor]]] = {}
 
@@ -121,8 +122,10 @@ class Replayed:
     def _piece(self, piece: list[Tensor]) -> list[Tensor]:
         count = len(piece[0])
         full = 1 << (count - 1).bit_length()
-        kind = full, *((x.shape[1:], x.dtype) for x in piece)
-        device = next(self.module.parameters()).device
+        piece = [x.detach() for x in piece]
+        weights = tuple(self.module.parameters())  # a graph reads them where they were when it was made
+        kind = full, *((x.shape[1:], x.dtype) for x in piece), *((p.data_ptr(), p.dtype) for p in weights)
+        device = weights[0].device
         self.seen[kind] = self.seen.get(kind, 0) + 1
         if self.seen[kind] <= self.after:
             return [part.detach() for part in self.module(*(x.to(device) for x in piece))]

@@ -143,9 +143,11 @@ class InOrder(Planned):
             order = torch.broadcast_to(self.order.to(cov.values), cov.shape)
         except RuntimeError:
             raise ValueError(f"order: wanted what broadcasts to {tuple(cov.shape)}, got {tuple(self.order.shape)}") from None
-        values, place = cov.basis.symmetrise(order).unique(return_inverse=True)
-        start = (1 - self.width) * place.to(order) / max(1, len(values) - 1)
-        return ((tau - start) / self.width).clamp(0, 1)
+        places = []
+        for image in cov.basis.symmetrise(order):  # each by itself: no path depends on what runs beside it
+            values, place = image.unique(return_inverse=True)
+            places.append(place.to(order) / max(1, len(values) - 1))
+        return ((tau - (1 - self.width) * torch.stack(places)) / self.width).clamp(0, 1)
 
     def rows(self, index: Tensor) -> Schedule:
         return replace(self, order=self.order[index.to(self.order.device)]) if self.order.ndim == 4 and len(self.order) > 1 else self
