@@ -28,6 +28,7 @@ FLOORS = (
     "sheet",
     "data",
     "corruptions",
+    "evaluator",
     "network",
     "calibrate",
     "losses",

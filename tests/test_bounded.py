@@ -85,7 +85,7 @@ def test_the_bound_is_what_samples_show_and_they_are_drawn_once(monkeypatch):
     monkeypatch.setattr(sys.modules["anem.blind.bounded"], "largest_correlation", lambda *a: next(found))
     assert bounded(model, (1, 8, 8)) is judged and bounded(judged, (1, 8, 8)) is judged
     model.compute_on("cpu")  # a search after that computes there too
-    assert bounded(model, (1, 8, 8)).limit == judged.limit and bounded(model, (1, 8, 8))._remote
+    assert bounded(model, (1, 8, 8)).limit == judged.limit and bounded(model, (1, 8, 8))._use.remote is not None
     with torch.no_grad():
         model.unet.leave.weight.mul_(2)
     assert bounded(model, (1, 8, 8)).limit == 2.0 * ROOM  # measured again for other weights

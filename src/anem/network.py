@@ -21,9 +21,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from anem.bases import Basis, Mixed, Pixel, coherence
+from anem.bases import Basis, Pixel, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
-from anem.nn.attached import attached
+from anem.evaluator import Correction, Evaluator
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
-from anem.nn.recorded import Recorded, Replayed, check_compiler
 from anem.nn.unet import UNet
 from anem.propagation import propagate
 from anem.random import check_device
@@ -153,11 +151,9 @@ class EnergyNetwork(EnergyModel):
             nn.init.zeros_(layer.bias)
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
         self._windows: dict[tuple, Tensor] = {}
-        self._recorded: dict[tuple[str, int], Callable[..., list[Tensor]]] = {}
-        self._record: Callable[[nn.Module], Callable[..., list[Tensor]]] | None = None
-        self._remote: list[EnergyNetwork] = []  # a list, so that it is no part of the module
-        self.limit: float | None = None
+        self._evaluator: Evaluator | None = None
         self._twins: dict[float, EnergyNetwork] = {}
+        self.limit: float | None = None
 
     # Base energy: closed forms in coordinates
 
@@ -248,43 +244,26 @@ class EnergyNetwork(EnergyModel):
         rho = self.statistics.residual(y, cov.basis)
         base = self._base(rho, cov.values, c)[0]
         if torch.is_grad_enabled():
-            if self._remote:
-                return base + attached(rho, cov.values.log(), partial(self._away, cov.basis, 1), partial(self._away, cov.basis, 2))
+            if self._use.remote is not None:
+                return base + self._use.differentiable(cov.basis, rho, cov.values.log())
             return base + self._correction(rho, cov.values.log(), cov.basis, c)
-        return base + self._detached(False, rho, cov)[0]
+        return base + self._use.correction(cov.basis, False, rho, cov.values)[0]
 
     def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
         """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
-        parts = _Correction(self, cov.basis, True, True)(rho, cov.values) if create_graph else self._detached(True, rho, cov)
-        correction, grad_rho, grad_logvar = parts
+        if create_graph:
+            correction, grad_rho, grad_logvar = Correction(self, cov.basis, True, True)(rho, cov.values)
+        else:
+            correction, grad_rho, grad_logvar = self._use.correction(cov.basis, True, rho, cov.values)
         base, base_rho, base_logvar = self._base(rho, cov.values, self._setting(cov, rho))
         return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
 
     @property
-    def _computing(self) -> EnergyNetwork:
-        """The network that computes: this one, or its copy elsewhere."""
-        return self._remote[0] if self._remote else self
-
-    def _away(self, basis: Basis, order: int, rho: Tensor, logvar: Tensor, *vectors: Tensor) -> Sequence[Tensor]:
-        """Derivatives in ρ and ℓ by the network that computes: of first order with the correction itself, of second in a direction."""
-        part = _Correction(self._computing, basis, True) if order == 1 else _Curvature(self._computing, basis)
-        return self._run(part, (basis.name, order), isinstance(basis, Mixed), rho, logvar.exp(), *vectors)
-
-    def _detached(self, gradients: bool, rho: Tensor, cov: Covariance) -> Sequence[Tensor]:
-        """The correction, with its gradients if asked for, for use and not for training."""
-        part = _Correction(self._computing, cov.basis, gradients)
-        return self._run(part, (cov.basis.name, int(gradients)), isinstance(cov.basis, Mixed), rho, cov.values)
-
-    def _run(self, part: nn.Module, key: tuple[str, int], mixed: bool, *inputs: Tensor) -> Sequence[Tensor]:
-        """A part of the computing network at inputs from here: as recorded code where that was asked for and they have one basis."""
-        if self._record is None or mixed:
-            if not self._remote:
-                return part(*inputs)
-            device = self._computing.offset.device
-            return [x.to(inputs[0].device) for x in part(*(x.to(device) for x in inputs))]
-        if key not in self._recorded:
-            self._recorded[key] = self._record(part)
-        return [x.to(inputs[0].device) for x in self._recorded[key](*inputs)]
+    def _use(self) -> Evaluator:
+        """How this network is evaluated; a copy starts with the ordinary way."""
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self)
+        return self._evaluator
 
     def compile(self, rows: int | None = None, after: int | None = None) -> None:
         """Evaluate by recorded code from now on where that pays: everywhere but in training, in batches of one basis.
@@ -301,18 +280,10 @@ class EnergyNetwork(EnergyModel):
         Raises:
             ValueError: no C++ compiler; a model on another kind of device, or with dropout that is switched on.
         """
-        device = self._computing.offset.device.type
-        if device == "cpu":
-            check_compiler()
-        elif device != "cuda":
-            raise ValueError(f"compile: wanted a model on the CPU or on CUDA, got one on {device}")
-        recorded, default_rows, default_after = (Recorded, 32, 1024) if device == "cpu" else (Replayed, 512, 2)
-        rows, after = default_rows if rows is None else rows, default_after if after is None else after
-        if rows < 1 or after < 0:
-            raise ValueError(f"compile: wanted rows >= 1 and after >= 0, got {rows} and {after}")
         if self.training and self.config.dropout:
             raise ValueError("compile: wanted a model in evaluation mode, as its dropout would be recorded")
-        self._record, self._recorded, self._twins = partial(recorded, rows=rows, after=after), {}, {}
+        self._use.compile(rows, after)
+        self._twins = {}
 
     def compute_on(self, device: torch.device | str) -> None:
         """Run the network on another device from now on, and leave all else where it is: this model, images, covariances, random numbers.
@@ -327,8 +298,7 @@ class EnergyNetwork(EnergyModel):
         check_device(device)
         if self.training:
             raise ValueError("compute_on: wanted a model in evaluation mode, as the weights elsewhere are a copy")
-        remote = copy.deepcopy(self).to(device)
-        self._record, self._recorded, self._twins, self._remote = None, {}, {}, [remote]
+        self._evaluator, self._twins = Evaluator(self, copy.deepcopy(self).to(device)), {}
 
     def limited(self, limit: float) -> EnergyNetwork:
         """The same network, weights shared, with an energy at most ``limit`` nats/dim away from that of independent pixels.
@@ -341,14 +311,14 @@ class EnergyNetwork(EnergyModel):
         if not limit > 0 or self.config.form != "anchored":
             raise ValueError(f"limit: wanted a number > 0 and the form 'anchored', got {limit} and {self.config.form!r}")
         if limit not in self._twins:
-            twin = copy.copy(self)
-            twin.limit, twin._record = limit, self._record
-            twin._remote = [network.limited(limit) for network in self._remote]
+            twin, remote = copy.copy(self), self._use.remote
+            twin.limit = limit
+            twin._evaluator = Evaluator(twin, None if remote is None else remote.limited(limit), self._use.record)
             self._twins = {limit: twin}
         return self._twins[limit]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_record": None, "_recorded": {}, "_remote": [], "_twins": {}}
+        return {**self.__dict__, "_evaluator": None, "_twins": {}}
 
     def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
         """Energy and both gradients at (y, Σ), detached. κ is built around the base's c/t, so it stays exact where λ ≫ c.
@@ -416,43 +386,3 @@ class EnergyNetwork(EnergyModel):
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder}: not a model of this package: {' '.join(str(error).split())[:200]}") from None
         return model
-
-
-class _Correction(nn.Module):
-    """A network's correction in one basis as a module of tensors: (B,), and if asked for its gradients in ρ and log λ, (B, C, H, W).
-
-    Arguments:
-        create_graph: for gradients that are differentiable in the parameters.
-    """
-
-    def __init__(self, network: EnergyNetwork, basis: Basis, gradients: bool, create_graph: bool = False) -> None:
-        super().__init__()
-        self.network, self.basis, self.gradients, self.create_graph = network, basis, gradients, create_graph
-
-    def forward(self, rho: Tensor, variances: Tensor) -> tuple[Tensor, ...]:
-        network, basis, again = self.network, self.basis, self.create_graph
-        c = network.statistics.variance_in(basis, *rho.shape[-2:], rho)
-        if not self.gradients:
-            return (network._correction(rho, variances.log(), basis, c),)
-        with torch.enable_grad(), network.unet.scope.inputs_only(again=again):
-            leaf = rho.detach().requires_grad_()
-            logvar = variances.detach().log().requires_grad_()
-            correction = network._correction(leaf, logvar, basis, c)
-            return (correction, *torch.autograd.grad(correction.sum(), (leaf, logvar), create_graph=again))
-
-
-class _Curvature(nn.Module):
-    """The Hessian of a network's correction in (ρ, log λ), in one basis, times a vector: its two parts, (B, C, H, W)."""
-
-    def __init__(self, network: EnergyNetwork, basis: Basis) -> None:
-        super().__init__()
-        self.network, self.basis = network, basis
-
-    def forward(self, rho: Tensor, variances: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        network, basis = self.network, self.basis
-        c = network.statistics.variance_in(basis, *rho.shape[-2:], rho)
-        with torch.enable_grad(), network.unet.scope.inputs_only():
-            leaves = rho.detach().requires_grad_(), variances.detach().log().requires_grad_()
-            correction = network._correction(*leaves, basis, c)
-            gradients = torch.autograd.grad(correction.sum(), leaves, create_graph=True)
-            return torch.autograd.grad(gradients, leaves, (v, w))
