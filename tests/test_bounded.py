@@ -81,7 +81,7 @@ def test_the_bound_is_what_samples_show_and_they_are_drawn_once(monkeypatch):
     expected = ROOM * largest_correlation(model, (1, 8, 8))
     judged = bounded(model, (1, 8, 8))
     assert expected > 0 and judged.limit == pytest.approx(expected)
-    found = iter([2.0, -1.0, float("nan")])
+    found = iter([2.0, -1.0, float("nan"), float("nan")])
     monkeypatch.setattr(sys.modules["anem.blind.bounded"], "largest_correlation", lambda *a: next(found))
     assert bounded(model, (1, 8, 8)) is judged and bounded(judged, (1, 8, 8)) is judged
     model.compute_on("cpu")  # a search after that computes there too
@@ -91,8 +91,10 @@ def test_the_bound_is_what_samples_show_and_they_are_drawn_once(monkeypatch):
     assert bounded(model, (1, 8, 8)).limit == 2.0 * ROOM  # measured again for other weights
     other = copy.deepcopy(model)
     assert bounded(other, (1, 8, 8)) is other  # its samples say nothing against independent pixels
-    with pytest.raises(ValueError, match="model: wanted finite energies of its own samples, got nan"):
-        bounded(network(), (1, 8, 8))
+    broken = network()
+    for _ in range(2):  # the second time as well
+        with pytest.raises(ValueError, match="model: wanted finite energies of its own samples, got nan"):
+            bounded(broken, (1, 8, 8))
 
 
 def test_exact_energies_and_those_without_a_base_are_left_alone():

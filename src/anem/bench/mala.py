@@ -220,6 +220,8 @@ def _step_sizes(context: Context, size: Size) -> None:
         ax.plot(size.sweep, curves[name], "o-", label=f"{name}, error of the second moments over that of exact draws")
     ax.plot(size.sweep, curves["acceptance"], "k:", label="acceptance of MALA")
     ax.set(xscale="log", yscale="log", xlabel="step size ε", title="mixture, half of the pixels hidden")
+    ax.set_xticks(size.sweep, [f"{e:g}" for e in size.sweep])
+    ax.minorticks_off()
     ax.legend(fontsize=7)
     figure.savefig(context.out / "step-sizes.png", dpi=110)
     for key, ratio in zip(keys.values(), curves["ULA"], strict=True):

@@ -57,7 +57,8 @@ def bounded(model: EnergyModel, shape: Sequence[int]) -> EnergyModel:
         return model
     known, key = _limits.setdefault(model, {}), (*shape, sum(p._version for p in model.parameters()))
     if key not in known:
-        known[key] = ROOM * largest_correlation(model, shape)
-        if not math.isfinite(known[key]):
-            raise ValueError(f"model: wanted finite energies of its own samples, got {known[key]}")
+        most = ROOM * largest_correlation(model, shape)
+        if not math.isfinite(most):
+            raise ValueError(f"model: wanted finite energies of its own samples, got {most}")
+        known[key] = most
     return model.limited(known[key]) if known[key] > 0 else model

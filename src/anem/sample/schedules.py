@@ -132,22 +132,26 @@ class InOrder(Planned):
     def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
         if left == 1:
             return end
-        behind, then = (self._way(now.cov, ((self.steps - i) / self.steps) ** self.power) for i in (left, left - 1))
+        begin = (1 - self.width) * self._places(now.cov)
+        taus = (((self.steps - i) / self.steps) ** self.power for i in (left, left - 1))
+        behind, then = (((tau - begin) / self.width).clamp(0, 1) for tau in taus)
         share = torch.where(behind < 1, (then - behind) / (1 - behind).clamp_min(1e-12), 1.0)
         values = now.cov.values * (end.values / now.cov.values) ** share
         return now.cov.replace(torch.minimum(torch.maximum(values, end.values), now.cov.values))  # rounding goes neither up nor too far
 
-    def _way(self, cov: Covariance, tau: float) -> Tensor:
-        """s of every coordinate when a share τ of the path lies behind, (B, C, H, W)."""
+    def _places(self, cov: Covariance) -> Tensor:
+        """o of every coordinate, (B or 1, C, H, W): the rank in its own image, so that no path depends on what runs beside it."""
+        shared = self.order.ndim < 4 or len(self.order) == 1
+        shape = (1, *cov.shape[1:]) if shared else tuple(cov.shape)
         try:
-            order = torch.broadcast_to(self.order.to(cov.values), cov.shape)
+            order = torch.broadcast_to(self.order.to(cov.values), shape)
         except RuntimeError:
             raise ValueError(f"order: wanted what broadcasts to {tuple(cov.shape)}, got {tuple(self.order.shape)}") from None
         places = []
-        for image in cov.basis.symmetrise(order):  # each by itself: no path depends on what runs beside it
+        for image in cov.basis.symmetrise(order):
             values, place = image.unique(return_inverse=True)
             places.append(place.to(order) / max(1, len(values) - 1))
-        return ((tau - (1 - self.width) * torch.stack(places)) / self.width).clamp(0, 1)
+        return torch.stack(places)
 
     def rows(self, index: Tensor) -> Schedule:
         return replace(self, order=self.order[index.to(self.order.device)]) if self.order.ndim == 4 and len(self.order) > 1 else self
