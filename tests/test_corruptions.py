@@ -9,6 +9,7 @@ from anem.bases import Mixed
 from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, draw_covariances
 from anem.covariance import Covariance
 from anem.statistics import DataStatistics
+from anem.variates import Variates
 
 STATISTICS = DataStatistics(1, 12, 16)
 
@@ -74,7 +75,7 @@ def test_blur_start_has_the_gaussian_shape():
 def test_paths_are_drawn_in_equal_shares_of_start_geometric_and_water_filling():
     n, low, high = 3000, math.log(1e-8), math.log(30.0)
     start = torch.linspace(math.log(1e-3), math.log(10.0), 64).view(1, 1, 8, 8)
-    path = NoiseDraw((n, 1, 8, 8), low, high, torch.Generator().manual_seed(0)).along_path(start).flatten(1)
+    path = NoiseDraw((n, 1, 8, 8), low, high, Variates(torch.Generator().manual_seed(0))).along_path(start).flatten(1)
     same, ramp = path == start.flatten(), start.flatten()
     whole = same.all(1)  # the start itself, or a level above all of it
     filled = ((path == path[:, -1:]) | same).all(1) & ~whole

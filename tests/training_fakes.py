@@ -70,7 +70,7 @@ def draw(shape: tuple[int, ...], statistics: DataStatistics, generator: torch.Ge
     like = statistics.mean
     family = (uniform(shape[:1], generator, like) < 0.5).long()
     variance = 10 ** (2 * uniform(shape[:1], generator, like) - 4 + 2 * family)
-    return SimpleNamespace(cov=Covariance.white(variance, shape), family=family)
+    return SimpleNamespace(cov=Covariance.white(variance, shape), family=family, twin=None)
 
 
 def loss(model: EnergyModel, x: Tensor, cov: Covariance, noise: Tensor, weight: float) -> SimpleNamespace:

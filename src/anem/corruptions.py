@@ -8,7 +8,7 @@ sampling follows from there, because those leave the family (a blur's powers are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,31 +17,33 @@ from torch import Tensor
 from anem.bases import BlockDCT, Mixed, as_basis
 from anem.covariance import Covariance
 from anem.statistics import DataStatistics
+from anem.variates import Variates
 
 __all__ = ["FAMILIES", "Family", "NoiseBatch", "NoiseConfig", "NoiseDraw", "draw_covariances"]
+
+_MOVES = 1000.0
+"""Largest move of a twin's random numbers over the smallest, log-uniform between."""
 
 
 @dataclass(frozen=True)
 class NoiseDraw:
     """What a family is given: the size of its share of the batch, the range of log λ, and the source of randomness.
 
-    ``low`` and ``high`` bound log λ; ``shape`` is (n, C, H, W).
+    ``low`` and ``high`` bound log λ; ``shape`` is (n, C, H, W). Numbers come from ``variates`` alone, the first axis being images.
     """
 
     shape: tuple[int, int, int, int]
     low: float
     high: float
-    generator: torch.Generator
+    variates: Variates
 
     def rand(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1)."""
-        return torch.rand(shape, generator=self.generator)
+        return self.variates.uniform(shape)
 
     def level(self) -> Tensor:
         """A log-variance for each image, (n, 1, 1, 1): uniform in [low, high], stratified over the n images."""
-        n = self.shape[0]
-        strata = torch.randperm(n, generator=self.generator).view(n, 1, 1, 1)
-        return self.low + (self.high - self.low) * (strata + self.rand(n, 1, 1, 1)) / n
+        return self.low + (self.high - self.low) * self.variates.stratified((self.shape[0], 1, 1, 1))
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Pixel coordinates, (1, 1, H, 1) and (1, 1, 1, W)."""
@@ -77,7 +79,7 @@ class NoiseDraw:
         n, _, h, w = self.shape
         fy, fx = torch.fft.fftfreq(h).view(h, 1), torch.fft.rfftfreq(w).view(1, -1)
         length = 2.0 ** (1 + 3 * self.rand(n, 1, 1, 1))
-        noise = torch.randn(n, count, h, w, generator=self.generator)
+        noise = self.variates.normal((n, count, h, w))
         low_pass = torch.exp(-0.5 * (2 * math.pi * length) ** 2 * (fy**2 + fx**2) / 4)
         smooth = torch.fft.irfft2(torch.fft.rfft2(noise) * low_pass, s=(h, w))
         return smooth / smooth.std((2, 3), keepdim=True).clamp_min(1e-6)
@@ -280,10 +282,11 @@ class NoiseConfig:
 
 @dataclass(frozen=True, eq=False)
 class NoiseBatch:
-    """Covariances of a batch and the family each came from, (B,) int64."""
+    """Covariances of a batch, the family each came from, (B,) int64, and if asked for the twin of each, see :func:`draw_covariances`."""
 
     cov: Covariance
     family: Tensor
+    twin: Covariance | None = None
 
 
 def _largest_remainder(shares: Tensor) -> list[int]:
@@ -300,11 +303,16 @@ def draw_covariances(
     config: NoiseConfig,
     generator: torch.Generator,
     families: tuple[Family, ...] = FAMILIES,
+    twins: bool = False,
 ) -> NoiseBatch:
     """Draw Σ for a batch of images.
 
+    A twin is another Σ of the same family, of the same random numbers, all of one image moved by up to the same share of their range, from
+    a thousandth to all of it. The moves are reversible, so Σ and its twin are exchangeable: nobody can tell from the pair which came first.
+
     Arguments:
         shape: (B, C, H, W). statistics: for the default λ_max. generator: a CPU generator; the draw depends on nothing else.
+        twins: whether to draw them too; they do not change what else is drawn.
         families: the kinds of covariance; block DCT families that do not fit the image size are left out.
 
     Raises:
@@ -326,10 +334,22 @@ def draw_covariances(
         family = torch.cat(draws).sort().values
     else:
         family = torch.multinomial(weights, batch, replacement=True, generator=generator).sort().values
-    parts = []
-    for index in family.unique().tolist():
-        count = int((family == index).sum())
-        draw = NoiseDraw((count, channels, height, width), low, high, generator)
-        parts.append(families[index].log_variance(draw).clamp(low, high).expand(count, channels, height, width))
     basis = Mixed([as_basis(n) for n in names], basis_of[family])
-    return NoiseBatch(Covariance(torch.cat(parts).exp(), basis, check=False), family)
+    share = {index: int((family == index).sum()) for index in family.unique().tolist()}
+
+    def covariance(variates: Sequence[Variates]) -> Covariance:
+        parts = []
+        for (index, count), source in zip(share.items(), variates, strict=True):
+            shape = count, channels, height, width
+            parts.append(families[index].log_variance(NoiseDraw(shape, low, high, source)).clamp(low, high).expand(shape))
+        return Covariance(torch.cat(parts).exp(), basis, check=False)
+
+    sources = [Variates(generator, keep=twins) for _ in share]
+    cov = covariance(sources)
+    if not twins:
+        return NoiseBatch(cov, family)
+    aside = torch.Generator()  # what else is drawn from ``generator`` is the same with twins and without
+    aside.set_state(generator.get_state())
+    aside.manual_seed(int(torch.randint(2**62, (), generator=aside)))
+    moves = [_MOVES ** -torch.rand(count, generator=aside) for count in share.values()]
+    return NoiseBatch(cov, family, covariance([s.moved(step, aside) for s, step in zip(sources, moves, strict=True)]))

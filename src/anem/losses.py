@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from anem.bases import coherence
 from anem.covariance import Covariance
@@ -47,8 +48,10 @@ def dual_score_loss(
     calibration: float = 0.0,
     projection: float = 0.0,
     bound: float = 0.0,
+    contrast: float = 0.0,
     covariance_term: CovarianceTerm = "matching",
     generators: Generators = None,
+    twin: Covariance | None = None,
 ) -> LossTerms:
     """(1/d) Σ_k b_k (√λ_k (B∇U)_k − ε_k)² + w (1/d) Σ_k b_k (∂U/∂ℓ_k − ½(1 − ε_k²))², averaged over the batch.
 
@@ -72,6 +75,9 @@ def dual_score_loss(
         projection: weight of 9 log(1 + z²/9), z = Σ_k u_k (ε_k − s_k)/√(Σ_k u_k² a_k), s = √λ B∇U the predicted noise, along u = s and
             s/(a + 0.01), both held fixed. The best s is the projection of ε, at right angles to what is left of it in every direction that
             y decides. s too small by 1 % costs A-DSM 10⁻⁴, and the slope of the energy in log λ half of that 1 %.
+        contrast: weight of −log [e^{−U(y, Σ)}/(e^{−U(y, Σ)} + e^{−U(y, Σ′)})], Σ′ its ``twin``: the log-loss of telling which of the two
+            made the noise. The other terms see y with its own Σ only; a search over Σ asks about
+            any. In nats; above 10 it grows as the logarithm, as with ``bound``.
         bound: β; what one image adds grows as β(1 + log(L/β)) above it, so that the few Σ under which the network is useless (L up to
             10⁵, while learned ones are of order 1) do not decide the direction of a step. Below it nothing changes; 0 for no bound.
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
@@ -79,11 +85,14 @@ def dual_score_loss(
         covariance_term: "matching" is the above. "sliced" has (z · √b r)²/d, z random signs, for the mean of b r². "fokker_planck"
             has for r that of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean
             it is; single products may be negative.
+        twin: Σ′ of each, exchangeable with Σ (:func:`anem.corruptions.draw_covariances`) and in its basis; wanted for ``contrast`` alone.
         generators: of z and the probes; the draws of one image do not depend on the others' if it is one an image.
 
     Raises:
-        ValueError: another ``covariance_term``.
+        ValueError: another ``covariance_term``; ``contrast`` without twins.
     """
+    if contrast and twin is None:
+        raise ValueError("contrast: wanted a twin of every covariance, got none")
     if covariance_term not in get_args(CovarianceTerm):
         raise ValueError(f"covariance_term: wanted one of {', '.join(get_args(CovarianceTerm))}, got {covariance_term!r}")
     rho = model.statistics.residual(x, cov.basis) + cov.values.sqrt() * noise
@@ -119,8 +128,11 @@ def dual_score_loss(
             hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
             matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)
         total = total + weight * matched
+    if contrast and twin is not None:
+        mistaken = softplus(gradients.energy - model.differentiable_energy(rho, twin))
+        total = total + contrast * _slow_above(mistaken, 10.0)
     if bound:
-        total = total.clamp(max=bound) + bound * (total.clamp(min=bound) / bound).log()
+        total = _slow_above(total, bound)
     a_csm = (gradients.grad_logvar.detach() - target).square()
     return LossTerms(total.mean(), denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
 
@@ -131,6 +143,11 @@ def _misprojection(scaled: Tensor, noise: Tensor, a: Tensor) -> Tensor:
     for u in (scaled.detach(), scaled.detach() / (a + 0.01)):
         total = total + _bounded_square(_dot(u, noise - scaled).square() / _dot(u * u, a))
     return total
+
+
+def _slow_above(x: Tensor, bound: float) -> Tensor:
+    """x up to ``bound`` > 0, bound · (1 + log(x/bound)) above it."""
+    return x.clamp(max=bound) + bound * (x.clamp(min=bound) / bound).log()
 
 
 def _bounded_square(z2: Tensor) -> Tensor:

@@ -258,6 +258,11 @@ class EnergyNetwork(EnergyModel):
         base, base_rho, base_logvar = self._base(rho, cov.values, self._setting(cov, rho))
         return TrainingGradients(base + correction, base_rho + grad_rho, cov.basis.symmetrise(base_logvar + grad_logvar))
 
+    def differentiable_energy(self, rho: Tensor, cov: Covariance) -> Tensor:
+        """U(μ + Bᵀρ, Σ) in nats, (B,), differentiable in the parameters, for training; nothing is checked."""
+        (correction,) = Correction(self, cov.basis, False)(rho, cov.values)
+        return self._base(rho, cov.values, self._setting(cov, rho))[0] + correction
+
     @property
     def _use(self) -> Evaluator:
         """How this network is evaluated; a copy starts with the ordinary way."""

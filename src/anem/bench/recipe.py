@@ -105,7 +105,7 @@ def contenders(context: Context, size: Size) -> list[Contender]:
     )
     parts = build_parts(ours)
     dimension = parts.data.batch(torch.zeros(1, dtype=torch.long), None).numel()
-    paper = replace(ours, weight=1 / dimension, balance=0.0, collective=0.0, discount=0.0, calibration=0.0, projection=0.0)
+    paper = replace(ours, weight=1 / dimension, balance=0.0, collective=0.0, discount=0.0, calibration=0.0, projection=0.0, contrast=0.0)
     rates = {
         "recipe at 2e-4": replace(ours.optimiser, learning_rate=2e-4, betas=(0.9, 0.999), warmup_images=0, decay="constant"),
         "recipe at 1e-3": replace(ours.optimiser, learning_rate=1e-3),

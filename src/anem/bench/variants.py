@@ -25,7 +25,7 @@ class Variant:
         name: also of its folder.
         form: of the energy, see :class:`~anem.network.NetworkConfig`. An "inner" energy gets its constant after training.
         weight: w of the covariance score matching term; ``per_dimension`` divides it by d.
-        plain: the loss without coordinate weights, collective term, discount, calibration and projection.
+        plain: the loss without coordinate weights, collective term, discount, calibration, projection and contrast.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Variant:
             discount=0.0 if self.plain else base.discount,
             calibration=0.0 if self.plain else base.calibration,
             projection=0.0 if self.plain else base.projection,
+            contrast=0.0 if self.plain else base.contrast,
             model=replace(base.model, overrides=base.model.overrides | {"form": self.form}),
         )
 

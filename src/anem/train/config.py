@@ -181,6 +181,7 @@ class TrainConfig:
         calibration: weight of the one-call variance against the squared error, see the same function.
         projection: weight of what is left of the noise along the predicted noise, see the same function.
         bound: on what one image adds to the loss, see the same function.
+        contrast: weight of telling Σ from its twin, see the same function; a step takes about a third longer with it.
         discount: of the covariance terms where few coordinates hide much, see the same function.
         covariance_term: ``matching`` (A-CSM), ``sliced``, or ``fokker_planck``, whose step takes about 2.7 times as long; see the same.
         statistics_images: images used to fit mean and variances.
@@ -205,6 +206,7 @@ class TrainConfig:
     calibration: float = 0.003
     projection: float = 0.0
     bound: float = 0.0
+    contrast: float = 0.0
     covariance_term: CovarianceTerm = "matching"
     statistics_images: int = 55_000
     max_minutes: float = 0.0
@@ -229,7 +231,18 @@ class TrainConfig:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed: wanted >= 0, got {self.seed}")
-        for name in ("weight", "balance", "collective", "calibration", "projection", "bound", "discount", "max_minutes", "threads"):
+        for name in (
+            "weight",
+            "balance",
+            "collective",
+            "calibration",
+            "projection",
+            "bound",
+            "contrast",
+            "discount",
+            "max_minutes",
+            "threads",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
         if self.covariance_term == "fokker_planck" and self.capture:

@@ -70,7 +70,7 @@ class HeldOut:
 
     Arguments:
         images: x, (N, C, H, W), in [0, 1].
-        draw: (shape, statistics, generator) to a noise batch with ``cov`` and ``family``.
+        draw: (shape, statistics, generator) to a noise batch with ``cov``, ``family`` and ``twin``, which may be None.
         families: their names.
         batch_size: images evaluated at a time.
     """
@@ -86,7 +86,7 @@ class HeldOut:
         for x in self.images.split(self.batch_size):
             batch = self.draw(tuple(x.shape), model.statistics, generator)
             cov, noise, x = batch.cov.to(device), normal(x.shape, generator, x.cpu()).to(device), x.to(device)
-            terms = loss(model, x, cov, noise, 1.0)
+            terms = loss(model, x, cov, noise, 1.0, **({} if batch.twin is None else {"twin": batch.twin.to(device)}))
             level = cov.values.log10().flatten(1).mean(1)
             rows.append([v.detach().cpu() for v in (batch.family, level, terms.a_dsm, terms.a_csm, terms.energy / x[0].numel())])
         return Report(self.families, *(torch.cat(column) for column in zip(*rows, strict=True)))

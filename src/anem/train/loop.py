@@ -146,7 +146,7 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
                 if config.capture and fast:
                     ahead = background.submit(draw, state.step + 1, piece)
                 torch.manual_seed(seed_from(config.seed, state.step, piece, "dropout"))
-                inputs = x.to(accelerator.device), noise.cov.to(accelerator.device), eps.to(accelerator.device)
+                inputs = [part.to(accelerator.device) for part in (x, noise.cov, eps, noise.twin) if part is not None]
                 if fast:
                     total, a_dsm, a_csm = fast(*inputs)
                 else:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anem.corruptions import draw_covariances
+from anem.corruptions import NoiseBatch, draw_covariances
 from anem.data import load_dataset
 from anem.hub import load
 from anem.losses import dual_score_loss
@@ -32,9 +32,10 @@ class Parts:
         model: statistics to an energy model with parameters.
         data: ``len``, ``batch(indices, generator)`` to (B, C, H, W) in [0, 1], ``indices_for_step(step, batch_size, seed)``.
         held_out: another such data set, or None for no evaluation.
-        draw: (shape, statistics, generator) to a noise batch with ``cov`` and ``family`` (B,).
+        draw: (shape, statistics, generator) to a noise batch with ``cov``, ``family`` (B,) and ``twin``, which may be None.
         families: names of the noise families.
-        loss: (model, x, cov, noise, weight) to terms ``total`` (), and ``a_dsm``, ``a_csm``, ``energy`` (B,).
+        loss: (model, x, cov, noise, weight), and ``twin`` by name where there are twins, to terms ``total`` (), and ``a_dsm``, ``a_csm``,
+            ``energy`` (B,).
     """
 
     model: Callable[[DataStatistics], nn.Module]
@@ -60,7 +61,7 @@ def build_parts(config: TrainConfig) -> Parts:
         model=partial(_network, config),
         data=load_dataset(config.data),
         held_out=None if config.held_out is None else load_dataset(config.held_out),
-        draw=lambda shape, statistics, generator: draw_covariances(shape, statistics, config.noise, generator),
+        draw=partial(_draw, config),
         families=config.noise.family_names,
         loss=loss_function(config),
     )
@@ -72,9 +73,13 @@ def _network(config: TrainConfig, statistics: DataStatistics) -> EnergyNetwork:
     return load(config.model.start).train().requires_grad_(True)
 
 
+def _draw(config: TrainConfig, shape: tuple[int, int, int, int], statistics: DataStatistics, generator: torch.Generator) -> NoiseBatch:
+    return draw_covariances(shape, statistics, config.noise, generator, twins=config.contrast > 0)
+
+
 def loss_function(config: TrainConfig) -> Callable[..., Any]:
     """The loss as :class:`Parts` wants it, with the weights of the config."""
-    names = ("balance", "collective", "discount", "calibration", "projection", "bound", "covariance_term")
+    names = ("balance", "collective", "discount", "calibration", "projection", "bound", "contrast", "covariance_term")
     return partial(dual_score_loss, **{name: getattr(config, name) for name in names})
 
 

@@ -5,7 +5,7 @@ A recording has fixed shapes, so it serves the one mixture of bases it was made 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self.loss, self.weight = model, loss, weight
 
-    def forward(self, x: Tensor, cov: Any, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        terms = self.loss(self.model, x, cov, noise, self.weight)
+    def forward(self, x: Tensor, cov: Any, noise: Tensor, twin: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+        terms = self.loss(self.model, x, cov, noise, self.weight, **({} if twin is None else {"twin": twin}))
         return terms.total, terms.a_dsm.detach(), terms.a_csm.detach()
 
 
@@ -36,34 +36,34 @@ class CapturedStep:
     def __init__(self, module: nn.Module) -> None:
         self.module, self.name = module, ""
 
-    def __call__(self, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, x: Tensor, cov: Covariance, noise: Tensor, twin: Covariance | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The losses; gradients are left in the parameters."""
         if not self.name:
-            self._capture(x, cov, noise)
+            self._capture(x, cov, noise, twin)
         if cov.basis.name != self.name or x.shape != self.inputs[0].shape:
-            return _ordinary(self.module, x, cov, noise)
+            return _ordinary(self.module, x, cov, noise, twin)
         for p, grad in self.gradients:
             p.grad = grad
-        for static, new in zip(self.inputs, (x, cov.values, noise), strict=True):
+        for static, new in zip(self.inputs, _tensors(x, cov, noise, twin), strict=True):
             static.copy_(new)
         self.graph.replay()
         return self.losses
 
-    def _capture(self, x: Tensor, cov: Covariance, noise: Tensor) -> None:
+    def _capture(self, x: Tensor, cov: Covariance, noise: Tensor, twin: Covariance | None) -> None:
         self.name = cov.basis.name
-        self.inputs = [x.clone(), cov.values.clone(), noise.clone()]
-        static = Covariance(self.inputs[1], cov.basis, check=False)
+        self.inputs = [t.clone() for t in _tensors(x, cov, noise, twin)]
+        static = _arguments(cov, self.inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self.module(self.inputs[0], static, self.inputs[2])[0].backward()
+                self.module(*static)[0].backward()
         torch.cuda.current_stream().wait_stream(stream)
         for p in self.module.parameters():
             p.grad = None
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.losses = self.module(self.inputs[0], static, self.inputs[2])
+            self.losses = self.module(*static)
             self.losses[0].backward()
         self.gradients = [(p, p.grad) for p in self.module.parameters()]
 
@@ -82,45 +82,59 @@ class CompiledStep:
         self.module, self.name = module, ""
         self.compiler = machine_code if compiler is None else compiler
 
-    def __call__(self, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, x: Tensor, cov: Covariance, noise: Tensor, twin: Covariance | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The losses; gradients are left in the parameters."""
         if not self.name:
             self.name, self.shape = cov.basis.name, x.shape
-            graph, self.trained = record_step(self.module, x, cov, noise)
-            self.compiled = self.compiler(graph, self._inputs(x, cov, noise))
+            graph, self.trained = record_step(self.module, x, cov, noise, twin)
+            self.compiled = self.compiler(graph, self._inputs(x, cov, noise, twin))
         if cov.basis.name != self.name or x.shape != self.shape:
-            return _ordinary(self.module, x, cov, noise)
+            return _ordinary(self.module, x, cov, noise, twin)
         with torch.no_grad():
-            total, a_dsm, a_csm, *gradients = self.compiled(*self._inputs(x, cov, noise))
+            total, a_dsm, a_csm, *gradients = self.compiled(*self._inputs(x, cov, noise, twin))
         parameters = dict(self.module.named_parameters())
         for name, gradient in zip(self.trained, gradients, strict=True):
             parameters[name].grad = gradient
         return total, a_dsm, a_csm
 
-    def _inputs(self, x: Tensor, cov: Covariance, noise: Tensor) -> list[Tensor]:
-        return [*(p.detach() for p in self.module.parameters()), x, cov.values, noise]
+    def _inputs(self, *inputs: Any) -> list[Tensor]:
+        return [*(p.detach() for p in self.module.parameters()), *_tensors(*inputs)]
 
 
-def record_step(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[torch.fx.GraphModule, list[str]]:
+def _tensors(x: Tensor, cov: Covariance, noise: Tensor, twin: Covariance | None) -> list[Tensor]:
+    """What a recording takes: x, the variances, the noise, and the variances of the twins if there are any."""
+    return [x, cov.values, noise] + ([] if twin is None else [twin.values])
+
+
+def _arguments(cov: Covariance, tensors: Sequence[Tensor]) -> list[Any]:
+    """The arguments of the loss from those tensors, in the basis of ``cov``."""
+    x, values, noise, *twin = tensors
+    return [x, Covariance(values, cov.basis, check=False), noise, *(Covariance(t, cov.basis, check=False) for t in twin)]
+
+
+def record_step(
+    module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor, twin: Covariance | None = None
+) -> tuple[torch.fx.GraphModule, list[str]]:
     """Losses and gradients as one graph of elementary operations, and the names of the parameters that have gradients.
 
-    The graph takes the parameters, x, the variances and the noise, and returns the three losses and then the gradients.
+    The graph takes the parameters, x, the variances, the noise and the variances of the twins if any, and returns the three losses and then
+    the gradients.
     """
     parameters = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
     trained: list[str] = []
 
-    def step(parameters: dict[str, Tensor], x: Tensor, values: Tensor, noise: Tensor) -> list[Tensor]:
-        losses = torch.func.functional_call(module, parameters, (x, Covariance(values, cov.basis, check=False), noise))
+    def step(parameters: dict[str, Tensor], *tensors: Tensor) -> list[Tensor]:
+        losses = torch.func.functional_call(module, parameters, tuple(_arguments(cov, tensors)))
         gradients = torch.autograd.grad(losses[0], list(parameters.values()), allow_unused=True)
         trained[:] = [name for name, g in zip(parameters, gradients, strict=True) if g is not None]
         return [loss.detach() for loss in losses] + [g for g in gradients if g is not None]
 
-    return record(step, parameters, x, cov.values, noise), trained
+    return record(step, parameters, *_tensors(x, cov, noise, twin)), trained
 
 
-def _ordinary(module: nn.Module, x: Tensor, cov: Covariance, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _ordinary(module: nn.Module, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     module.zero_grad(set_to_none=True)
-    losses = module(x, cov, noise)
+    losses = module(*inputs)
     losses[0].backward()
     return losses
 
