@@ -146,7 +146,9 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
                 if config.capture and fast:
                     ahead = background.submit(draw, state.step + 1, piece)
                 torch.manual_seed(seed_from(config.seed, state.step, piece, "dropout"))
-                inputs = [part.to(accelerator.device) for part in (x, noise.cov, eps, noise.twin) if part is not None]
+                device = accelerator.device
+                twin = None if noise.twin is None else noise.twin.to(device)
+                inputs = x.to(device), noise.cov.to(device), eps.to(device), twin
                 if fast:
                     total, a_dsm, a_csm = fast(*inputs)
                 else:
