@@ -122,7 +122,7 @@ def rounded_trainings(context: Context, images: int = 9_600, judged: int = 512) 
             held_out = HeldOut(x, parts.draw, parts.families, 64, context.seed)
         reports[precision] = held_out.evaluate(train(config, parts=parts), parts.loss)
     for name in ("a_dsm", "a_csm"):
-        exact, rounded = (float(getattr(reports[p], name).mean()) for p in ("float32", "bfloat16"))
+        exact, rounded = (float(getattr(reports[p], name).double().mean()) for p in ("float32", "bfloat16"))
         label = name.upper().replace("_", "-")
         context.figure(f"trainings/{label} after {images} images", exact)
         context.figure(f"trainings/{label} with rounded convolutions over that", rounded / exact, aim="0.98–1.02")
