@@ -76,8 +76,8 @@ def dual_score_loss(
             s/(a + 0.01), both held fixed. The best s is the projection of ε, at right angles to what is left of it in every direction that
             y decides. s too small by 1 % costs A-DSM 10⁻⁴, and the slope of the energy in log λ half of that 1 %.
         contrast: weight of −log [e^{−U(y, Σ)}/(e^{−U(y, Σ)} + e^{−U(y, Σ′)})], Σ′ its ``twin``: the log-loss of telling which of the two
-            made the noise. The other terms see y with its own Σ only; a search over Σ asks about
-            any. In nats; above 10 it grows as the logarithm, as with ``bound``.
+            made the noise. The other terms see y with its own Σ only; a search over Σ asks about any. In nats; above 10 it grows as the
+            logarithm, as with ``bound``.
         bound: β; what one image adds grows as β(1 + log(L/β)) above it, so that the few Σ under which the network is useless (L up to
             10⁵, while learned ones are of order 1) do not decide the direction of a step. Below it nothing changes; 0 for no bound.
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.

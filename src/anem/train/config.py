@@ -181,7 +181,7 @@ class TrainConfig:
         calibration: weight of the one-call variance against the squared error, see the same function.
         projection: weight of what is left of the noise along the predicted noise, see the same function.
         bound: on what one image adds to the loss, see the same function.
-        contrast: weight of telling Σ from its twin, see the same function; a step takes about 1.35 times as long with it.
+        contrast: weight of telling Σ from its twin, see the same function; costs one more energy and its gradient a step.
         discount: of the covariance terms where few coordinates hide much, see the same function.
         covariance_term: ``matching`` (A-CSM), ``sliced``, or ``fokker_planck``, whose step takes about 2.7 times as long; see the same.
         statistics_images: images used to fit mean and variances.
