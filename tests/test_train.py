@@ -334,6 +334,24 @@ def test_training_does_not_disturb_the_callers_random_numbers(tmp_path):
     assert torch.equal(after, torch.rand(3))
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_subnormal_numbers_are_zero_while_training_and_as_before_afterwards(tmp_path, before):
+    seen = []
+
+    class Watch(Callback):
+        def on_step(self, state, record):
+            seen.append(float(torch.full((), 1e-40) * 1))
+
+    if not torch.set_flush_denormal(before):
+        pytest.skip("this processor has no such mode")
+    try:
+        train(make_config(tmp_path, 8), parts=make_parts(), callbacks=[Watch()])
+        assert seen and set(seen) == {0.0}
+        assert (float(torch.full((), 1e-40) * 1) == 0) == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def bad_at(step: int, where: str):
     """The loss, with the first image of family ``high`` made NaN (or the gradient alone infinite) from ``step`` on."""
     calls = 0
