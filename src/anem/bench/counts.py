@@ -28,6 +28,8 @@ from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Observation
 from anem.sample import Geometric, Noise, as_kernel, run_chain
 from anem.statistics import DataStatistics
+from anem.train.config import TrainConfig
+from anem.train.parts import loss_function
 
 __all__ = ["STEPS", "Counts", "Workload", "count", "differences", "make_workload"]
 
@@ -123,11 +125,12 @@ def count(run: Callable[[], object]) -> Counts:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """A model and one batch: clean images x, covariances of p(Σ) and white noise ε in their coordinates, (B, C, H, W)."""
+    """A model and one batch: clean images x, covariances of p(Σ), their twins, and white noise ε in their coordinates, (B, C, H, W)."""
 
     model: EnergyNetwork
     x: Tensor
     cov: Covariance
+    twin: Covariance
     noise: Tensor
 
     @property
@@ -142,6 +145,12 @@ class Workload:
         total = dual_score_loss(model, self.x, self.cov, self.noise, weight, 0.5).total
         total.backward()
         return float(total.detach())
+
+    def configured_step(self, config: TrainConfig) -> None:
+        """Loss and gradients of a training with this configuration."""
+        self.model.zero_grad(set_to_none=True)
+        twin = {"twin": self.twin} if config.contrast else {}
+        loss_function(config)(self.model, self.x, self.cov, self.noise, config.weight, **twin).total.backward()
 
     def sampling_step(self, model: EnergyModel | None = None) -> Tensor:
         """A step of the ancestral kernel from Σ, the first network call included; float64 states as in sampling."""
@@ -172,12 +181,15 @@ def make_workload(config: NetworkConfig, batch: int = 32, side: int = 28, colour
         for p in model.parameters():
             p.add_(0.002 * torch.randn(p.shape, generator=generator))
     x = images[torch.arange(batch) % len(images)].contiguous()
-    cov = draw_covariances(tuple(x.shape), model.statistics, NoiseConfig(stratified=True), generator).cov
-    return Workload(model.train(), x, cov, torch.randn(x.shape, generator=generator))
+    drawn = draw_covariances(tuple(x.shape), model.statistics, NoiseConfig(stratified=True), generator, twins=True)
+    assert drawn.twin is not None
+    return Workload(model.train(), x, drawn.cov, drawn.twin, torch.randn(x.shape, generator=generator))
 
 
 STEPS: dict[str, Callable[[Workload], object]] = {
     "training": Workload.train_step,
+    "training, all of the default loss": lambda w: w.configured_step(TrainConfig()),
+    "training, contrast too": lambda w: w.configured_step(TrainConfig(contrast=0.1)),
     "sampling": Workload.sampling_step,
     "network call": lambda w: w.model(w.y, w.cov),
     "energy": lambda w: w.model.log_prob(w.y, w.cov),
