@@ -39,7 +39,9 @@ def mixed(batch, channels=1, size=SIZE, seed=1):
     return Covariance(basis.symmetrise(values), basis)
 
 
-@pytest.mark.parametrize("changes", [{}, {"rounds": 0}, {"form": "inner"}, {"norm": 4}, {"attention": (1,), "channels": (32, 64)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"rounds": 0}, {"base": "product"}, {"form": "inner"}, {"norm": 4}, {"attention": (1,), "channels": (32, 64)}]
+)
 def test_evaluation_equals_generic_differentiation(changes):
     model, cov = network(**changes), mixed(4)
     y = images(4).double() + cov.sample(torch.Generator().manual_seed(2))
@@ -63,10 +65,11 @@ def test_gradients_equal_finite_differences():
     assert torch.allclose((moved[0] - moved[1]) / (2 * h), slope, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("base", ["mixture", "product"])
 @pytest.mark.parametrize("basis", ["pixel", "fourier", "dct2"])
-def test_normalised_at_the_anchor_whatever_the_weights(basis):
+def test_normalised_at_the_anchor_whatever_the_weights(basis, base):
     """U + log N(y; μ, λ) vanishes per dimension like √(c/λ)."""
-    model = network(0.1)
+    model = network(0.1, base=base)
     x = images(64, seed=5).double()
     gaps = []
     for variance in (1e3, 1e5, 1e7):
@@ -77,24 +80,41 @@ def test_normalised_at_the_anchor_whatever_the_weights(basis):
     assert gaps[2] < 3e-3 and gaps[2] < 0.2 * gaps[1] < 0.04 * gaps[0], gaps
 
 
-def test_base_is_the_exact_energy_of_independent_pixels():
-    """With F = e = g = 0 and noise diagonal in pixels, U is that of independent pixels of the fitted distribution, and one part in five
-    (the weights start equal) of Gaussian ones."""
-    model = network(0.0)
+@pytest.mark.parametrize("base", ["mixture", "product"])
+def test_base_is_the_exact_energy_of_independent_pixels(base):
+    """With F = e = g = 0 and noise diagonal in pixels, U is that of independent pixels of the fitted distribution, and of the mixture one
+    part in five (the weights start equal) of Gaussian ones."""
+    model = network(0.0, base=base)
     cov = mixed(4)
     cov = Covariance(cov.values, "pixel")
     y = images(4).double() + cov.sample(torch.Generator().manual_seed(2))
     m = model.statistics.marginal
     t = m.variances[0] + cov.values[..., None]
-    log_p = (m.weights[0].log() + torch.distributions.Normal(m.means[0], t.sqrt()).log_prob(y[..., None])).logsumexp(-1)
+    log_p = (m.weights[0].log() + torch.distributions.Normal(m.means[0], t.sqrt()).log_prob(y[..., None])).logsumexp(-1).flatten(1).sum(1)
     gaussian = torch.distributions.Normal(model.statistics.mean_image(y), (model.statistics.variance + cov.values).sqrt()).log_prob(y)
-    parts = torch.stack([gaussian.flatten(1).sum(1) + math.log(0.2), log_p.flatten(1).sum(1) + math.log(0.8)])
-    assert torch.allclose(model.energy(y, cov), -torch.logsumexp(parts, 0), rtol=1e-6)
+    parts = torch.stack([gaussian.flatten(1).sum(1) + math.log(0.2), log_p + math.log(0.8)])
+    assert torch.allclose(model.energy(y, cov), -log_p if base == "product" else -torch.logsumexp(parts, 0), rtol=1e-6)
+
+
+def test_base_product_has_one_share_for_all_images():
+    """At one Σ, U = s U_G + (1 − s) U_pixels with the same s between 0 and 1 whatever y is, where a mixture is near the lower of the two."""
+    model = network(0.0, base="product")
+    y = images(6).double() * torch.linspace(0.2, 3, 6, dtype=torch.float64)[:, None, None, None]
+    cov = Covariance.white(0.3, y.shape, "fourier", like=y)
+    energies = []
+    for bias in (0.05, 10.0, -10.0):
+        torch.nn.init.constant_(model.weigh.bias[:1], bias)
+        energies.append(model.energy(y, cov).detach())
+    u, gaussian, pixels = energies
+    share = (u - pixels) / (gaussian - pixels)
+    assert float((gaussian - pixels).abs().min()) > 0.1 and torch.allclose(share, share[:1].expand(6), rtol=1e-6)
+    assert 0.05 < float(share[0]) < 0.95
 
 
 @pytest.mark.parametrize("basis", ["fourier", "dct2", "dct4"])
-def test_weak_white_noise_has_the_same_energy_in_any_basis_whatever_the_weights(basis):
-    model, x = network(0.03), images(4).double()
+@pytest.mark.parametrize("base", ["mixture", "product"])
+def test_weak_white_noise_has_the_same_energy_in_any_basis_whatever_the_weights(basis, base):
+    model, x = network(0.03, base=base), images(4).double()
     y = x + 1e-4 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     pixel, other = (model(y, Covariance.white(1e-8, x.shape, b, like=x)) for b in ("pixel", basis))
     assert torch.allclose(pixel.energy, other.energy, rtol=1e-4)

@@ -9,7 +9,8 @@ With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + �
       + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p     the rest
       + (1 − h) Σ_p g_p (δ_p + K_p)
 
-F, e and g are outputs of one U-Net, the weights w and the damping of the propagation linear functions of the spectral summary of Σ.
+F, e and g are outputs of one U-Net, the weights w and the damping of the propagation linear functions of the spectral summary of Σ. With
+``base = "product"`` the first line is s U_G − (1 − s) log Σ_{r ≠ G} w_r exp(−U_r) in place of a mixture, s another such function.
 δ_p + K_p is the fluctuation of the energy of pixel p, α_p = 1/(1 + τ_p/Var x). As pixels get known, h goes to 0 and the spectrum is
 forgotten, c stands for c^h c̄^{1−h}, and the network is told the basis only as far as it matters (:meth:`EnergyNetwork._apart`), so that
 descriptions of the same weak white noise agree. All vanishes as λ → ∞ but U_G, so U is normalised there by construction; in the pixel basis
@@ -55,6 +56,8 @@ class NetworkConfig:
         channels, blocks, attention, stem, embedding, norm, dropout: see :class:`anem.nn.unet.UNet`.
         form: "anchored", the energy of this module; "inner", the paper's ½⟨y, s(y, Σ)⟩ plus one constant fitted after training.
         rounds: of expectation propagation between pixels and coordinates (anchored form only).
+        base: what the energies of Gaussian data and of independent pixels make together (anchored form only): "mixture", the energy of
+            their densities mixed, in which every y is one or the other; "product", their mean, with a share that depends on Σ alone.
     """
 
     channels: tuple[int, ...] = (48, 96)
@@ -66,10 +69,13 @@ class NetworkConfig:
     dropout: float = 0.0
     form: str = "anchored"
     rounds: int = 3
+    base: str = "mixture"
 
     def __post_init__(self) -> None:
         if self.form not in ("anchored", "inner"):
             raise ValueError(f"form: wanted 'anchored' or 'inner', got {self.form!r}")
+        if self.base not in ("product", "mixture"):
+            raise ValueError(f"base: wanted 'product' or 'mixture', got {self.base!r}")
         if len(self.channels) != len(self.blocks):
             raise ValueError(f"blocks: wanted one number a level, {len(self.channels)}, got {len(self.blocks)}")
         least = {"channels": 1, "blocks": 0, "stem": 1, "embedding": 1, "norm": 0, "rounds": 0}
@@ -185,7 +191,8 @@ class EnergyNetwork(EnergyModel):
         scale = pixels.spread.rsqrt()
         # Where pixels are known the spectrum is forgotten, and so is the basis.
         unknown = torch.sigmoid(2 * (ratio.log().mean((1, 2, 3), keepdim=True) + math.log(16)))
-        spectral = unknown * (1 - 1 / coherence(basis, c))
+        chi = coherence(basis, c)
+        spectral = unknown * (1 - 1 / chi)
         apart = self._apart(logvar, unknown).to(summary)
         summary = torch.lerp(spectral_features(log_ratio, Pixel(), self._windows), summary, apart)
         blend = torch.exp(level.log() + spectral * (c.log() - level.log()))
@@ -193,8 +200,8 @@ class EnergyNetwork(EnergyModel):
         gaussian, independent = (
             0.5 * (rho.square() * (1 / other - 1 / t) + torch.log(other / t)).flatten(1).sum(1) for other in (total, flat)
         )
-        experts = torch.stack([gaussian, *(independent + pixels.energies)], 1)
-        base = -torch.logsumexp(torch.log_softmax(10 * self.weigh(summary).to(rho), 1) - experts, 1)
+        most = unknown.where(chi > 1 + 1e-6, 0.0).amax((1, 2, 3))
+        base = self._experts(gaussian, independent + pixels.energies, 10 * self.weigh(summary).to(rho), most)
         white = rho * total.rsqrt()
         features = [basis.inverse(white), basis.inverse(rho * blend / total) * scale, pixels.posterior * scale, _bounded(pixels.delta / 4)]
         outputs = self._network(features, ratio.log(), summary, (rho.shape[1], 1, 1))
@@ -207,6 +214,17 @@ class EnergyNetwork(EnergyModel):
             return correction
         alone, most = independent + pixels.energies[-1], self.limit * rho[0].numel()
         return alone + (correction - alone).clamp(-most, most)
+
+    def _experts(self, gaussian: Tensor, rounds: Tensor, logits: Tensor, most: Tensor) -> Tensor:
+        """The energies of Gaussian data, (B,), and of independent pixels by every round, (R, B), as one, (B,).
+
+        Arguments:
+            logits: of the weights of all of them, (B, R + 1). most: the largest share of Gaussian data, (B,).
+        """
+        if self.config.base == "mixture":
+            return -torch.logsumexp(torch.log_softmax(logits, 1) - torch.stack([gaussian, *rounds], 1), 1)
+        pixels = -torch.logsumexp(torch.log_softmax(logits[:, 1:], 1) - rounds.T, 1)
+        return torch.lerp(pixels, gaussian, most * torch.sigmoid(logits[:, 0] - logits[:, 1:].logsumexp(1)))
 
     def _apart(self, logvar: Tensor, unknown: Tensor) -> Tensor:
         """How much it matters in which basis Σ is diagonal, (B, 1) in [0, 1].
