@@ -97,7 +97,7 @@ def test_base_is_the_exact_energy_of_independent_pixels(base):
 
 
 def test_base_product_has_one_share_for_all_images():
-    """At one Σ, U = s U_G + (1 − s) U_pixels with the same s between 0 and 1 whatever y is, where a mixture is near the lower of the two."""
+    """At one Σ, U = s U_G + (1 − s) U_pixels with the same s between 0 and 1 for every y; a mixture is near the lower of the two."""
     model = network(0.0, base="product")
     y = images(6).double() * torch.linspace(0.2, 3, 6, dtype=torch.float64)[:, None, None, None]
     cov = Covariance.white(0.3, y.shape, "fourier", like=y)

@@ -200,8 +200,8 @@ class EnergyNetwork(EnergyModel):
         gaussian, independent = (
             0.5 * (rho.square() * (1 / other - 1 / t) + torch.log(other / t)).flatten(1).sum(1) for other in (total, flat)
         )
-        most = unknown.where(chi > 1 + 1e-6, 0.0).amax((1, 2, 3))
-        base = self._experts(gaussian, independent + pixels.energies, 10 * self.weigh(summary).to(rho), most)
+        largest = unknown.where(chi > 1 + 1e-6, 0.0).amax((1, 2, 3))
+        base = self._experts(gaussian, independent + pixels.energies, 10 * self.weigh(summary).to(rho), largest)
         white = rho * total.rsqrt()
         features = [basis.inverse(white), basis.inverse(rho * blend / total) * scale, pixels.posterior * scale, _bounded(pixels.delta / 4)]
         outputs = self._network(features, ratio.log(), summary, (rho.shape[1], 1, 1))
@@ -215,16 +215,16 @@ class EnergyNetwork(EnergyModel):
         alone, most = independent + pixels.energies[-1], self.limit * rho[0].numel()
         return alone + (correction - alone).clamp(-most, most)
 
-    def _experts(self, gaussian: Tensor, rounds: Tensor, logits: Tensor, most: Tensor) -> Tensor:
+    def _experts(self, gaussian: Tensor, rounds: Tensor, logits: Tensor, largest: Tensor) -> Tensor:
         """The energies of Gaussian data, (B,), and of independent pixels by every round, (R, B), as one, (B,).
 
         Arguments:
-            logits: of the weights of all of them, (B, R + 1). most: the largest share of Gaussian data, (B,).
+            logits: of the weights of all of them, (B, R + 1). largest: the largest share of Gaussian data, (B,).
         """
         if self.config.base == "mixture":
             return -torch.logsumexp(torch.log_softmax(logits, 1) - torch.stack([gaussian, *rounds], 1), 1)
         pixels = -torch.logsumexp(torch.log_softmax(logits[:, 1:], 1) - rounds.T, 1)
-        return torch.lerp(pixels, gaussian, most * torch.sigmoid(logits[:, 0] - logits[:, 1:].logsumexp(1)))
+        return torch.lerp(pixels, gaussian, largest * torch.sigmoid(logits[:, 0] - logits[:, 1:].logsumexp(1)))
 
     def _apart(self, logvar: Tensor, unknown: Tensor) -> Tensor:
         """How much it matters in which basis Σ is diagonal, (B, 1) in [0, 1].
