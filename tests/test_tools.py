@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from anem.covariance import Covariance
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 
@@ -50,3 +51,17 @@ def test_average_is_the_mean_of_every_weight_and_leaves_the_statistics():
 def test_average_refuses_what_has_no_mean(others):
     with pytest.raises(ValueError, match="wanted"):
         tool("average_models").average([network(0), *others])
+
+
+def test_a_model_in_the_product_base_is_the_old_one_where_pixels_are_all_there_is():
+    """In pixels the mixture with no Gaussian part is the product; the share's logit is lowered by what was asked."""
+    model, convert = network(0), tool("product_base").to_product
+    with torch.no_grad():
+        model.weigh.weight.zero_()
+        model.weigh.bias.copy_(torch.tensor([-1e3, 0.1, 0.2]))
+    product = convert(model, 20.0)
+    assert product.config.base == "product" and (product.weigh.bias[0] - model.weigh.bias[0]).item() == pytest.approx(-2.0, rel=1e-3)
+    y, cov = IMAGES[:2].double(), Covariance.white(0.1, (2, 1, 8, 8), like=IMAGES.double())
+    torch.testing.assert_close(product.energy(y, cov), model.energy(y, cov))
+    with pytest.raises(ValueError, match="wanted a model of the mixture base"):
+        convert(product)
