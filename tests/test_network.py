@@ -96,19 +96,23 @@ def test_base_is_the_exact_energy_of_independent_pixels(base):
     assert torch.allclose(model.energy(y, cov), -log_p if base == "product" else -torch.logsumexp(parts, 0), rtol=1e-6)
 
 
-def test_base_product_has_one_share_for_all_images():
-    """At one Σ, U = s U_G + (1 − s) U_pixels with the same s between 0 and 1 for every y; a mixture is near the lower of the two."""
+def test_base_product_is_what_it_says():
+    """U = s U_G + (1 − s) U_pixels with s = u w_G for every y: w_G a softmax weight, u near 1 where pixels are unknown."""
     model = network(0.0, base="product")
     y = images(6).double() * torch.linspace(0.2, 3, 6, dtype=torch.float64)[:, None, None, None]
-    cov = Covariance.white(0.3, y.shape, "fourier", like=y)
-    energies = []
-    for bias in (0.05, 10.0, -10.0):
+    cov = Covariance.white(0.02, y.shape, "fourier", like=y)
+
+    def energy(bias):
         torch.nn.init.constant_(model.weigh.bias[:1], bias)
-        energies.append(model.energy(y, cov).detach())
-    u, gaussian, pixels = energies
-    share = (u - pixels) / (gaussian - pixels)
-    assert float((gaussian - pixels).abs().min()) > 0.1 and torch.allclose(share, share[:1].expand(6), rtol=1e-6)
-    assert 0.05 < float(share[0]) < 0.95
+        return model.energy(y, cov).detach()
+
+    pixels, most, some = energy(-10.0), energy(10.0), energy(0.05)
+    t = model.statistics.variance_in(cov.basis, *SIZE, y) + cov.values
+    gaussian = 0.5 * (model.statistics.residual(y, cov.basis).square() / t + torch.log(2 * math.pi * t)).flatten(1).sum(1)
+    # u is not quite 1, and Gaussian data have a spectrum that is a little flatter than theirs.
+    assert float((pixels - gaussian).abs().min()) > 10 and float(((most - gaussian) / (pixels - gaussian)).abs().max()) < 0.15
+    share = math.exp(0.5) / (math.exp(0.5) + model.config.rounds + 1)
+    torch.testing.assert_close(some, pixels + share * (most - pixels), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("basis", ["fourier", "dct2", "dct4"])

@@ -10,7 +10,8 @@ With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + �
       + (1 − h) Σ_p g_p (δ_p + K_p)
 
 F, e and g are outputs of one U-Net, the weights w and the damping of the propagation linear functions of the spectral summary of Σ. With
-``base = "product"`` the first line is s U_G − (1 − s) log Σ_{r ≠ G} w_r exp(−U_r) in place of a mixture, s another such function.
+``base = "product"`` the first line is s U_G − (1 − s) log Σ_{r ≠ G} w_r/(1 − w_G) exp(−U_r) in place of a mixture, s = w_G as long as
+pixels are unknown.
 δ_p + K_p is the fluctuation of the energy of pixel p, α_p = 1/(1 + τ_p/Var x). As pixels get known, h goes to 0 and the spectrum is
 forgotten, c stands for c^h c̄^{1−h}, and the network is told the basis only as far as it matters (:meth:`EnergyNetwork._apart`), so that
 descriptions of the same weak white noise agree. All vanishes as λ → ∞ but U_G, so U is normalised there by construction; in the pixel basis

@@ -60,8 +60,11 @@ def _stop_requested() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def _subnormals_are_zero() -> Iterator[None]:
-    """Numbers below 1e-38 count as 0 meanwhile: a processor takes a hundred times longer over them, and losses near 0 make many."""
-    before = bool(torch.full((), 1e-40) * 1 == 0)
+    """Numbers below 1e-38 count as 0 meanwhile: a processor takes a hundred times longer over them, and losses near 0 make many.
+
+    In this thread and those it starts; workers that torch has started before go on as they were.
+    """
+    before = bool(torch.full((), 1e-40, dtype=torch.float32, device="cpu") * 1 == 0)
     torch.set_flush_denormal(True)
     try:
         yield
