@@ -115,6 +115,12 @@ def test_base_product_is_what_it_says():
     torch.testing.assert_close(some, pixels + share * (most - pixels), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("field", "value"), [("form", "outer"), ("base", "sum")])
+def test_unknown_parts_of_the_energy_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}: wanted '.*' or '.*', got '{value}'"):
+        NetworkConfig.preset("tiny").override(**{field: value})
+
+
 @pytest.mark.parametrize("basis", ["fourier", "dct2", "dct4"])
 @pytest.mark.parametrize("base", ["mixture", "product"])
 def test_weak_white_noise_has_the_same_energy_in_any_basis_whatever_the_weights(basis, base):
