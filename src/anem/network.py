@@ -201,8 +201,7 @@ class EnergyNetwork(EnergyModel):
         gaussian, independent = (
             0.5 * (rho.square() * (1 / other - 1 / t) + torch.log(other / t)).flatten(1).sum(1) for other in (total, flat)
         )
-        largest = unknown.where(chi > 1 + 1e-6, 0.0).amax((1, 2, 3))
-        base = self._experts(gaussian, independent + pixels.energies, 10 * self.weigh(summary).to(rho), largest)
+        base = self._experts(gaussian, independent + pixels.energies, 10 * self.weigh(summary).to(rho), unknown, chi)
         white = rho * total.rsqrt()
         features = [basis.inverse(white), basis.inverse(rho * blend / total) * scale, pixels.posterior * scale, _bounded(pixels.delta / 4)]
         outputs = self._network(features, ratio.log(), summary, (rho.shape[1], 1, 1))
@@ -216,15 +215,17 @@ class EnergyNetwork(EnergyModel):
         alone, most = independent + pixels.energies[-1], self.limit * rho[0].numel()
         return alone + (correction - alone).clamp(-most, most)
 
-    def _experts(self, gaussian: Tensor, rounds: Tensor, logits: Tensor, largest: Tensor) -> Tensor:
+    def _experts(self, gaussian: Tensor, rounds: Tensor, logits: Tensor, unknown: Tensor, chi: Tensor) -> Tensor:
         """The energies of Gaussian data, (B,), and of independent pixels by every round, (R, B), as one, (B,).
 
         Arguments:
-            logits: of the weights of all of them, (B, R + 1). largest: the largest share of Gaussian data, (B,).
+            logits: of the weights of all of them, (B, R + 1).
+            unknown: how far pixels are, in [0, 1], and chi: the coherence of the data, both (B, ·, 1, 1): what limits a share.
         """
         if self.config.base == "mixture":
             return -torch.logsumexp(torch.log_softmax(logits, 1) - torch.stack([gaussian, *rounds], 1), 1)
         pixels = -torch.logsumexp(torch.log_softmax(logits[:, 1:], 1) - rounds.T, 1)
+        largest = unknown.where(chi > 1 + 1e-6, 0.0).amax((1, 2, 3))
         return torch.lerp(pixels, gaussian, largest * torch.sigmoid(logits[:, 0] - logits[:, 1:].logsumexp(1)))
 
     def _apart(self, logvar: Tensor, unknown: Tensor) -> Tensor:
