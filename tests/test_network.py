@@ -172,6 +172,14 @@ def test_saved_and_loaded_is_the_same_model(tmp_path, form):
     assert json.loads((tmp_path / "m" / "card.json").read_text())["data"] == "synthetic"
 
 
+def test_a_card_from_before_there_was_a_choice_of_base_means_the_mixture(tmp_path):
+    network(base="mixture").float().save_pretrained(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["network"].pop("base") == "mixture"
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert EnergyNetwork.from_pretrained(tmp_path).config.base == "mixture" != NetworkConfig().base
+
+
 def test_foreign_and_damaged_files_are_refused(tmp_path):
     model = network().float()
     model.save_pretrained(tmp_path)

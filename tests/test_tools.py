@@ -55,7 +55,7 @@ def test_average_refuses_what_has_no_mean(others):
 
 def test_a_model_in_the_product_base_is_the_old_one_where_pixels_are_all_there_is():
     """In pixels the mixture with no Gaussian part is the product; the share's logit is lowered by what was asked."""
-    model, convert = network(0), tool("product_base").to_product
+    model, convert = network(0, base="mixture"), tool("product_base").to_product
     with torch.no_grad():
         model.weigh.weight.zero_()
         model.weigh.bias.copy_(torch.tensor([-1e3, 0.1, 0.2]))

@@ -2,16 +2,16 @@
 
 With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + λ and a = c/t,
 
-    U = −log Σ_r w_r(Σ) exp(−U_r)                          a mixture of densities that need no training:
+    U = s U_G − (1 − s) log Σ_r w_r(Σ) exp(−U_r)           energies of densities that need no training, the share s = s(Σ):
                                                            Gaussian data, U_G = Σ_k ½[ρ_k²/t_k + log 2πt_k], and independent
-                                                           pixels of the right distribution, by every round of
+                                                           pixels of the right distribution, by every round r of
                                                            :mod:`anem.propagation`
       + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p     the rest
       + (1 − h) Σ_p g_p (δ_p + K_p)
 
-F, e and g are outputs of one U-Net, the weights w and the damping of the propagation linear functions of the spectral summary of Σ. With
-``base = "product"`` the first line is s U_G − (1 − s) log Σ_{r ≠ G} w_r/(1 − w_G) exp(−U_r) in place of a mixture, s = w_G as long as
-pixels are unknown.
+F, e and g are outputs of one U-Net, the logits of s and of the weights w and the damping of the propagation linear functions of the
+spectral summary of Σ; s is a softmax weight as long as pixels are unknown and 0 in the pixel basis. With ``base = "mixture"`` the densities
+are mixed instead, w_G exp(−U_G) inside the sum, and s = 0.
 δ_p + K_p is the fluctuation of the energy of pixel p, α_p = 1/(1 + τ_p/Var x). As pixels get known, h goes to 0 and the spectrum is
 forgotten, c stands for c^h c̄^{1−h}, and the network is told the basis only as far as it matters (:meth:`EnergyNetwork._apart`), so that
 descriptions of the same weak white noise agree. All vanishes as λ → ∞ but U_G, so U is normalised there by construction; in the pixel basis
@@ -57,8 +57,8 @@ class NetworkConfig:
         channels, blocks, attention, stem, embedding, norm, dropout: see :class:`anem.nn.unet.UNet`.
         form: "anchored", the energy of this module; "inner", the paper's ½⟨y, s(y, Σ)⟩ plus one constant fitted after training.
         rounds: of expectation propagation between pixels and coordinates (anchored form only).
-        base: what the energies of Gaussian data and of independent pixels make together (anchored form only): "mixture", the energy of
-            their densities mixed, in which every y is one or the other; "product", their mean, with a share that depends on Σ alone.
+        base: what the energies of Gaussian data and of independent pixels make together (anchored form only): "product", their mean,
+            with a share that depends on Σ alone; "mixture", the energy of their densities mixed, in which every y is one or the other.
     """
 
     channels: tuple[int, ...] = (48, 96)
@@ -70,7 +70,7 @@ class NetworkConfig:
     dropout: float = 0.0
     form: str = "anchored"
     rounds: int = 3
-    base: str = "mixture"
+    base: str = "product"
 
     def __post_init__(self) -> None:
         if self.form not in ("anchored", "inner"):
@@ -403,7 +403,8 @@ class EnergyNetwork(EnergyModel):
             card = json.loads((folder / "card.json").read_text())
             if card.get("format") != _FORMAT:
                 raise ValueError(f"its card says format {card.get('format')!r}, wanted {_FORMAT!r}")
-            network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["network"].items()}
+            network: dict[str, Any] = {"base": "mixture"}  # what there was before the field
+            network |= {k: tuple(v) if isinstance(v, list) else v for k, v in card["network"].items()}
             model = cls(NetworkConfig(**network), DataStatistics(**card["statistics"]))
             model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
         except FileNotFoundError:
