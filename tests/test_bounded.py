@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anem.blind import FAMILIES, bounded, estimate
-from anem.blind.bounded import ROOM, largest_correlation
+from anem.blind.bounded import ROOM, largest_correlation, searchable
 from anem.covariance import Covariance
 from anem.gaussian import IndependentPixels, make_mixture, make_power_law_gaussian
 from anem.network import EnergyNetwork, NetworkConfig
@@ -77,12 +77,18 @@ def test_weights_are_shared_with_the_bounded_network():
 
 
 def test_the_bound_is_what_samples_show_and_they_are_drawn_once(monkeypatch):
-    model = network()
-    expected = ROOM * largest_correlation(model, (1, 8, 8))
-    judged = bounded(model, (1, 8, 8))
-    assert expected > 0 and judged.limit == pytest.approx(expected)
+    model, asked = network(), []
+    module = sys.modules["anem.blind.bounded"]
+    monkeypatch.setattr(module, "largest_correlation", lambda *a: asked.append(a) or largest_correlation(*a))
+    judged, samples = searchable(model, (1, 8, 8))
+    assert samples.shape == (32, 1, 8, 8) and samples.dtype == torch.float64
+    ((_, y, cov),) = asked
+    gap = (IndependentPixels(model.statistics).energy(y, cov) - model.energy(y, cov)) / 64
+    assert y is samples and float(cov.values.max()) < 1e-3 * float(model.statistics.variance.mean())
+    assert float(gap.max()) > 0 and judged.limit == pytest.approx(ROOM * float(gap.max()))
+    assert searchable(model, (1, 8, 8))[1] is samples
     found = iter([2.0, -1.0, float("nan"), float("nan")])
-    monkeypatch.setattr(sys.modules["anem.blind.bounded"], "largest_correlation", lambda *a: next(found))
+    monkeypatch.setattr(module, "largest_correlation", lambda *a: next(found))
     assert bounded(model, (1, 8, 8)) is judged and bounded(judged, (1, 8, 8)) is judged
     model.compute_on("cpu")  # a search after that computes there too
     assert bounded(model, (1, 8, 8)).limit == judged.limit and bounded(model, (1, 8, 8))._use.remote is not None
@@ -99,7 +105,7 @@ def test_the_bound_is_what_samples_show_and_they_are_drawn_once(monkeypatch):
 
 def test_exact_energies_and_those_without_a_base_are_left_alone():
     prior = make_mixture(2)
-    assert bounded(prior, (1, 8, 8)) is prior
+    assert bounded(prior, (1, 8, 8)) is prior and searchable(prior, (1, 8, 8)) == (prior, None)
     inner = EnergyNetwork(NetworkConfig.preset("tiny").override(form="inner"), DataStatistics.fit(X)).eval()
     assert bounded(inner, (1, 8, 8)) is inner
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
@@ -25,40 +26,47 @@ from anem.gaussian import IndependentPixels
 from anem.network import EnergyNetwork
 from anem.sample import sample_prior
 
-__all__ = ["bounded", "largest_correlation"]
+__all__ = ["bounded", "largest_correlation", "searchable"]
 
 ROOM = 1.25
 """r over the largest difference among the samples."""
 
-_limits: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], float]] = WeakKeyDictionary()
-"""What was measured, by model, and by image shape and the state of its weights."""
+IMAGES, STEPS = 32, 32
+"""How many samples are drawn of a model's prior, and by how many steps."""
+
+_known: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], tuple[float, Tensor]]] = WeakKeyDictionary()
+"""What was measured, and the samples, by model, and by image shape and the state of its weights."""
 
 
 @torch.no_grad()
-def largest_correlation(model: EnergyModel, shape: Sequence[int], images: int = 16, steps: int = 32) -> float:
-    """The largest U₀ − U of samples of the model's prior with little noise on them, nats/dim.
-
-    Arguments:
-        shape: of an image, (C, H, W). images, steps: of the samples.
-    """
-    noisy = sample_prior(model, (images, *shape), steps=steps, final="noisy", like=model.statistics.mean)
-    y = noisy.samples[0].double()
-    cov = noisy.sampler.schedule.end(Covariance.white(model.statistics.lambda_max, y.shape, like=y))
+def largest_correlation(model: EnergyModel, y: Tensor, cov: Covariance) -> float:
+    """The largest U₀ − U of images (N, C, H, W), such as samples of the model's prior with little noise on them, nats/dim."""
     return float((IndependentPixels(model.statistics).energy(y, cov) - model.energy(y, cov)).max()) / y[0].numel()
 
 
-def bounded(model: EnergyModel, shape: Sequence[int]) -> EnergyModel:
-    """A learned model bounded by what its samples of ``shape`` (C, H, W) show, drawn once; any other energy as it is.
+def searchable(model: EnergyModel, shape: Sequence[int]) -> tuple[EnergyModel, Tensor | None]:
+    """A learned model bounded by what its samples of ``shape`` (C, H, W) show, and these samples, (N, C, H, W) float64, drawn once.
+
+    Any other energy as it is, and None.
 
     Raises:
         ValueError: energies of its samples that are not finite.
     """
     if not isinstance(model, EnergyNetwork) or model.config.form != "anchored" or model.limit is not None:
-        return model
-    known, key = _limits.setdefault(model, {}), (*shape, sum(p._version for p in model.parameters()))
+        return model, None
+    known, key = _known.setdefault(model, {}), (*shape, sum(p._version for p in model.parameters()))
     if key not in known:
-        most = ROOM * largest_correlation(model, shape)
+        noisy = sample_prior(model, (IMAGES, *shape), steps=STEPS, final="noisy", like=model.statistics.mean)
+        y = noisy.samples[0].double()
+        cov = noisy.sampler.schedule.end(Covariance.white(model.statistics.lambda_max, y.shape, like=y))
+        most = ROOM * largest_correlation(model, y, cov)
         if not math.isfinite(most):
             raise ValueError(f"model: wanted finite energies of its own samples, got {most}")
-        known[key] = most
-    return model.limited(known[key]) if known[key] > 0 else model
+        known[key] = most, y
+    most, y = known[key]
+    return (model.limited(most) if most > 0 else model), y
+
+
+def bounded(model: EnergyModel, shape: Sequence[int]) -> EnergyModel:
+    """The model of :func:`searchable`."""
+    return searchable(model, shape)[0]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anem.blind.bounded import bounded
+from anem.blind.bounded import searchable
 from anem.blind.evidence import Evidence
 from anem.blind.families import Family
 from anem.blind.posterior import Posterior, explore
@@ -28,11 +28,12 @@ class Estimate:
     Arguments:
         family: what θ means.
         theta: θ̂, (D,), in the order of ``family.parameters``.
-        standard_error: of θ̂ from the curvature of the log evidence, (D,); NaN for integers, at an end of the range, and where the log
-            evidence is not concave.
+        standard_error: of θ̂, (D,), from the curvature of the log evidence and, for a learned energy, the covariance of its gradient; NaN
+            for integers, at an end of the range, and where the log evidence is not concave.
         log_evidence: log p(m given θ̂), in nats.
         posterior: the whole posterior under a flat prior.
         at_edge: whether θ̂ is at an end of its range, bool (D,).
+        bias: of the maximum of a learned log evidence, taken off, (D,): the maximum is at θ̂ + bias; 0 where nothing was taken off.
         calls: energies computed, one an image.
     """
 
@@ -42,6 +43,7 @@ class Estimate:
     log_evidence: float
     posterior: Posterior
     at_edge: Tensor
+    bias: Tensor
     calls: int
 
     def degradation(self) -> tuple[LinearOperator, Tensor]:
@@ -54,19 +56,29 @@ class Estimate:
 
 
 def estimate(
-    model: EnergyModel, measurement: Any, family: Family, *, draws: int = 4, seed: int = 0, budget: int = 5000, refine: bool = True
+    model: EnergyModel,
+    measurement: Any,
+    family: Family,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    budget: int = 5000,
+    refine: bool = True,
+    correct: bool = True,
 ) -> Estimate:
     """Degradation parameters that make a measurement most probable: coarse to fine on cells, then Newton steps where θ is continuous.
 
     Arguments:
         model: an energy, learned or exact, with its data statistics. A learned one is bounded, see :mod:`anem.blind.bounded`, for which
-            16 images are drawn from its prior the first time.
+            32 images are drawn from its prior the first time.
         measurement: m: one PIL image, array or tensor, as of :func:`anem.sample_posterior`; a tensor (1, C, H, W), for one.
         family: such as ``FAMILIES["blur"]((28, 28))``, for the size (…, H, W) of m.
         draws: K, draws of what was not observed, over which the evidence is averaged (log-mean-exp).
         seed: of their random numbers, the same for every θ.
         budget: most parameters looked at on cells.
         refine: whether to take the Newton steps; without, θ̂ is the centre of the best cell and has no standard error.
+        correct: whether to take off the bias that a learned energy shows on measurements of its own samples, and to widen the posterior
+            accordingly (docs/mathematics.md §6); for continuous parameters that are refined.
 
     Raises:
         ValueError: more than one measurement, or one the family or the model cannot describe.
@@ -74,20 +86,29 @@ def estimate(
     Source: Zilberstein et al., arXiv 2605.15487, section on blind estimation, which omits the Jacobian and the unobserved terms.
     """
     m = to_tensor(measurement, len(model.statistics.mean), bounded=False)[0].to(model.statistics.mean.device)
-    evidence = Evidence(bounded(model, m.shape[1:]), m, family, draws=draws, seed=seed)
+    judged, samples = searchable(model, m.shape[1:])
+    evidence = Evidence(judged, m, family, draws=draws, seed=seed)
     posterior = explore(evidence, budget)
     best = posterior.best
     u, value = posterior.centres[best], float(posterior.log_evidence[best])
-    error = torch.full_like(u, math.nan)
     free = torch.tensor([p.continuous for p in family.parameters.values()])
+    error, bias = torch.full_like(u, math.nan), torch.zeros_like(u)
     if refine and bool(free.any()):
-        u, value, error = _climb(evidence, u, free, posterior.widths[best])
+        peak = _climb(evidence, u, free, posterior.widths[best])
+        unbiased = None if samples is None or not correct else _unbiased(evidence, peak, posterior.widths[best], samples)
+        if unbiased is None:
+            u, value, error = peak.u, peak.value, peak.errors(peak.covariance)
+        else:
+            top, covariance = unbiased
+            u, value, error = top.u, top.value, top.errors(covariance)
+            posterior = posterior.moved(peak.u, u, (error / top.errors(top.covariance)).nan_to_num(1.0).clamp_min(1.0))
+            bias = family.values(peak.u[None])[0] - family.values(u[None])[0]
     low, high = _bounds(family)
     periodic = torch.tensor([p.periodic for p in family.parameters.values()])
     margin = torch.where(free, 1e-9 * (high - low), 0.5 + 1e-9)
     at_edge = ~periodic & ((u <= low + margin) | (u >= high - margin))
     slope = torch.tensor([float(p.value(x)) if p.scale == "log" else 1.0 for p, x in zip(family.parameters.values(), u, strict=True)])
-    return Estimate(family, family.values(u[None])[0], slope * error, value, posterior, at_edge, evidence.calls)
+    return Estimate(family, family.values(u[None])[0], slope * error, value, posterior, at_edge, bias, evidence.calls)
 
 
 def _bounds(family: Family) -> tuple[Tensor, Tensor]:
@@ -95,16 +116,36 @@ def _bounds(family: Family) -> tuple[Tensor, Tensor]:
     return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
 
 
-def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, steps: int = 12) -> tuple[Tensor, float, Tensor]:
-    """Newton's method with halved steps from the best cell, inside the range: u, the log evidence there and standard errors of u.
+@dataclass(frozen=True, eq=False)
+class _Peak:
+    """A maximum: u, the log evidence there, which coordinates are inside the range, bool (D,), and minus the inverse Hessian in these.
+
+    The last is None if the log evidence is not concave there.
+    """
+
+    u: Tensor
+    value: float
+    interior: Tensor
+    covariance: Tensor | None
+
+    def errors(self, covariance: Tensor | None) -> Tensor:
+        """Standard errors of u by a covariance of the interior coordinates, (D,); NaN elsewhere."""
+        errors = torch.full_like(self.u, math.nan)
+        return errors if covariance is None else errors.index_put((self.interior,), covariance.diagonal().sqrt())
+
+
+def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Tensor | None = None, steps: int = 12) -> _Peak:
+    """Newton's method with halved steps from the best cell, inside the range, for log evidence − ⟨slope, u⟩ in the ``free`` coordinates.
 
     A direction in which the log evidence is not concave is climbed as if its curvature had the other sign. A coordinate at an end of
     its range that wants to leave it stays there. Stops when a step would gain less than 1e-9 nats, or gains nothing at all.
     """
     low, high = _bounds(evidence.family)
     periodic = torch.tensor([p.periodic for p in evidence.family.parameters.values()])
+    slope = torch.zeros_like(u) if slope is None else slope
     for _ in range(steps):
         value, gradient, hessian = evidence.derivatives(u, free)
+        value, gradient = value - float(slope @ u), gradient - slope[free]
         if not bool(gradient.isfinite().all() and hessian.isfinite().all()):
             break
         whole = torch.zeros_like(u).index_put((free,), gradient)
@@ -119,18 +160,37 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, steps: in
         trials = torch.stack([u + direction * 0.5**k for k in range(6)])
         inside = torch.minimum(torch.maximum(trials, low), high)
         trials = torch.where(periodic, low + (trials - low) % (high - low), inside)
-        gains = (evidence.grid(trials) > value).nonzero()[:, 0]
+        gains = (evidence.grid(trials) - trials @ slope > value).nonzero()[:, 0]
         if not len(gains):
             break
         u = trials[gains[0]]
-    value, gradient, hessian = evidence.derivatives(u, free)
-    error = torch.full_like(u, math.nan)
+    value, _, hessian = evidence.derivatives(u, free)
     interior = free & (periodic | ((u > low) & (u < high)))
-    kept = interior[free]
-    precision = -hessian[kept][:, kept]
-    if bool(precision.isfinite().all()) and bool((torch.linalg.eigvalsh(precision) > 0).all()):
-        error[interior] = torch.linalg.inv(precision).diagonal().sqrt()
-    return u, value, error
+    precision = -hessian[interior[free]][:, interior[free]]
+    concave = len(precision) > 0 and bool(precision.isfinite().all()) and bool((torch.linalg.eigvalsh(precision) > 0).all())
+    return _Peak(u, value, interior, torch.linalg.inv(precision) if concave else None)
+
+
+def _unbiased(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor, rounds: int = 2) -> tuple[_Peak, Tensor] | None:
+    """The maximum of log p(m given θ) − log Z(θ), Z = ∫ p(m given θ) dm, and the covariance of its interior u; None where there is none.
+
+    By the first derivative of log Z where the maximum is, the mean of the scores of samples measured there, which is looked up again where
+    the maximum has gone. The covariance is H⁻¹ J (1 + 1/N) H⁻¹, J that of the scores (Godambe 1960), 1/N for the mean of N.
+    """
+    if peak.covariance is None:
+        return None
+    top = peak
+    for _ in range(rounds):
+        scores = evidence.scores(top.u, peak.interior, samples)
+        slope = torch.zeros_like(peak.u).index_put((peak.interior,), scores.mean(0))
+        if not bool(slope.isfinite().all()):
+            return None
+        top = _climb(evidence, top.u, peak.interior, width, slope)
+        if top.covariance is None or not bool((top.interior == peak.interior).all()):
+            return None
+    assert top.covariance is not None
+    spread = torch.cov(scores.T).reshape(top.covariance.shape) * (1 + 1 / len(samples))
+    return top, top.covariance @ spread @ top.covariance
 
 
 def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:

@@ -44,7 +44,10 @@ class Evidence:
 
     def __call__(self, u: Tensor) -> Tensor:
         """At coordinates u, (P, D) to (P,); the graph is kept."""
-        m = self.measurement
+        return self._of(self.measurement, u)
+
+    def _of(self, m: Tensor, u: Tensor) -> Tensor:
+        """Of one measurement, or of one a row of u."""
         operator, sigma = self.family.degradation(self.family.values(u.to(m.device)))
         measured = operator.measured(m.shape, m)
         if not bool((measured == measured[:1]).all()):
@@ -78,3 +81,21 @@ class Evidence:
             rows = [torch.autograd.grad(g, leaf, retain_graph=True)[0] for g in gradient]
         hessian = torch.stack(rows)
         return float(value.detach()), gradient.detach(), 0.5 * (hessian + hessian.T)
+
+    def scores(self, u: Tensor, free: Tensor, images: Tensor) -> Tensor:
+        """∂ log p(m_i given u)/∂u, (N, F), of images x_i, (N, C, H, W), measured at u itself, in the coordinates that are ``free``.
+
+        For images from the prior their mean is ∂ log Z/∂u, Z the integral of p(m given u) over m, and so 0 for an exact energy, whose
+        Fisher information is then their covariance.
+        """
+        index, found = free.nonzero()[:, 0], []
+        generator = torch.Generator(self.measurement.device).manual_seed(self.seed)
+        for x in images.to(self.measurement).split(max(1, _NUMBERS // (8 * self.measurement.numel()))):
+            rows = u.expand(len(x), -1)
+            operator, sigma = self.family.degradation(self.family.values(rows.to(x.device)))
+            m = operator.measure(x, sigma, generator)
+            with torch.enable_grad():
+                leaf = rows[:, index].clone().requires_grad_()
+                value = self._of(m, rows.index_put((torch.arange(len(x))[:, None], index), leaf))
+                found.append(torch.autograd.grad(value.sum(), leaf)[0])
+        return torch.cat(found)

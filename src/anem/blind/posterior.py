@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -105,8 +105,14 @@ class Posterior:
                 ends = centre + (ends - centre) * (variance / (variance + extra)).sqrt()
             else:
                 ends = (best[a] + ends).round() - best[a]
-            rows.append(parameter.value(best[a] + ends))
+            ends = best[a] + ends
+            rows.append(parameter.value(ends if parameter.periodic else ends.clamp(*parameter.bounds())))
         return torch.stack(rows)
+
+    def moved(self, start: Tensor, end: Tensor, stretch: Tensor) -> Posterior:
+        """The posterior of end + stretch (u − start), all (D,): another place and width, and the same shape; cells may leave the range."""
+        centres = end + stretch * self.family.offsets(self.centres, start)
+        return replace(self, centres=centres, widths=stretch * self.widths)
 
     def runner_up(self) -> int | None:
         """Index of the best cell that is another answer: other integers, or else another local maximum; None if there is none."""

@@ -1,0 +1,130 @@
+"""The bias of an estimate by an energy that is not normalised, taken off by its scores on samples of the prior."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from anem.blind import FAMILIES, Evidence, estimate, explore
+from anem.energy import EnergyModel
+from anem.gaussian import make_power_law_gaussian
+
+EXACT = make_power_law_gaussian(1, 8, 8)
+MODULE = sys.modules["anem.blind.estimate"]
+
+
+class Unnormalised(EnergyModel):
+    """The exact energy plus a function of Σ alone: log Z(Σ) = −lean · Σ_k log λ_k, and the σ found is too large for lean < 0."""
+
+    def __init__(self, lean=-0.08):
+        super().__init__()
+        self.statistics, self.lean = EXACT.statistics, lean
+
+    def energy(self, y, cov):
+        return EXACT.energy(y, cov) + self.lean * cov.values.log().flatten(1).sum(1)
+
+
+def measure(family, theta, count=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    operator, sigma = family.degradation(torch.tensor([theta], dtype=torch.float64))
+    return operator.measure(EXACT.sample(count, generator), sigma, generator)
+
+
+def peak(model, m, family):
+    evidence = Evidence(model, m, family)
+    cells = explore(evidence)
+    free = torch.ones(len(family.parameters), dtype=torch.bool)
+    return evidence, MODULE._climb(evidence, cells.centres[cells.best], free, cells.widths[cells.best]), cells.widths[cells.best]
+
+
+@pytest.mark.parametrize(("name", "theta", "lean"), [("white", [0.2], -0.08), ("blur", [0.7, 0.05], -0.03)])
+def test_a_missing_normaliser_is_found_by_samples(name, theta, lean):
+    """Maximum and covariance become those of the normalised energy, up to the error of a mean of N scores, se/√N, and of two rounds."""
+    family, count = FAMILIES[name]((1, 1, 8, 8)), 4000
+    m = measure(family, theta)
+    _, exact, _ = peak(EXACT, m, family)
+    evidence, biased, width = peak(Unnormalised(lean), m, family)
+    top, covariance = MODULE._unbiased(evidence, biased, width, EXACT.sample(count, torch.Generator().manual_seed(5)))
+    errors = exact.errors(exact.covariance)
+    off, left = (float(((u - exact.u) / errors).abs().max()) for u in (biased.u, top.u))
+    assert off > 0.5 and left < 5 / count**0.5 + 0.1 * off, (off, left)
+    # The covariance is that of the maximum over measurements; the curvature at this one is off by a share of about √(2/d).
+    assert torch.allclose(top.errors(covariance), errors, rtol=0.4)
+
+
+def test_the_covariance_is_that_of_the_maximum_over_measurements():
+    """H⁻¹ J H⁻¹ against draws, of an energy whose curvature is wrong: twice the exact one, so that H is doubled and J four times."""
+
+    class Doubled(Unnormalised):
+        def energy(self, y, cov):
+            return 2 * EXACT.energy(y, cov)
+
+    family, found, said = FAMILIES["white"]((1, 1, 8, 8)), [], []
+    samples = EXACT.sample(500, torch.Generator().manual_seed(9))
+    for seed in range(40):
+        evidence, top, width = peak(Doubled(), measure(family, [0.2], seed=seed), family)
+        unbiased, covariance = MODULE._unbiased(evidence, top, width, samples)
+        found.append(float(unbiased.u))
+        said.append([float(covariance) ** 0.5, float(top.covariance) ** 0.5])
+    spread, (right, naive) = float(torch.tensor(found).std()), torch.tensor(said).mean(0).tolist()
+    assert right / naive == pytest.approx(2**0.5, rel=0.1)
+    assert 0.7 * right < spread < 1.4 * right  # 40 draws: ± 11 %
+
+
+def test_scores_are_the_slopes_of_the_evidence():
+    family = FAMILIES["blur"]((1, 1, 8, 8))
+    u = family.coordinates(torch.tensor([[1.1, 0.08]], dtype=torch.float64))[0]
+    x = EXACT.sample(3, torch.Generator().manual_seed(1))
+    base = Evidence(EXACT, x[:1], family, seed=3)
+    both, one = (base.scores(u, torch.tensor(free), x) for free in ([True, True], [False, True]))
+    torch.testing.assert_close(one, both[:, 1:])
+    operator, sigma = family.degradation(family.values(u.expand(3, 2)))
+    m = operator.measure(x, sigma, torch.Generator().manual_seed(3))
+    for i in range(3):
+        evidence = Evidence(EXACT, m[i : i + 1], family, seed=3)
+        for a in range(2):
+            step = 1e-5 * torch.eye(2, dtype=torch.float64)[a]
+            up, down = evidence.grid(torch.stack([u + step, u - step]))
+            assert float(both[i, a]) == pytest.approx(float(up - down) / 2e-5, rel=1e-4, abs=1e-4)
+
+
+def test_an_estimate_says_what_was_taken_off_and_moves_its_posterior(monkeypatch):
+    family, model = FAMILIES["white"]((1, 1, 8, 8)), Unnormalised(-0.2)
+    m = measure(family, [0.2])
+    samples = EXACT.sample(400, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(MODULE, "searchable", lambda model, shape: (model, samples if isinstance(model, Unnormalised) else None))
+    exact, biased, found = estimate(EXACT, m, family), estimate(model, m, family, correct=False), estimate(model, m, family)
+    assert bool((exact.bias == 0).all()) and bool((biased.bias == 0).all())
+    torch.testing.assert_close(found.theta + found.bias, biased.theta)
+    error = float(exact.standard_error)
+    assert float(biased.theta) > float(exact.theta) + error
+    assert float(found.theta) == pytest.approx(float(exact.theta), abs=0.3 * error)
+    assert float(found.posterior.mean) == pytest.approx(float(exact.posterior.mean), abs=0.4 * error)
+    low, high = found.posterior.interval(0.9)[0].tolist()
+    assert low < 0.2 < high
+    assert found.posterior.log_marginal == pytest.approx(biased.posterior.log_marginal)
+    coarse = estimate(model, m, family, refine=False)  # no maximum to correct
+    assert bool((coarse.bias == 0).all()) and bool(coarse.standard_error.isnan().all())
+
+
+def test_scores_that_are_not_finite_leave_the_estimate_as_it_is(monkeypatch):
+    family, m = FAMILIES["white"]((1, 1, 8, 8)), measure(FAMILIES["white"]((1, 1, 8, 8)), [0.2])
+    evidence, top, width = peak(EXACT, m, family)
+    monkeypatch.setattr(evidence, "scores", lambda u, free, x: torch.full((len(x), 1), float("nan")))
+    assert MODULE._unbiased(evidence, top, width, m) is None
+    assert MODULE._unbiased(evidence, dataclasses.replace(top, covariance=None), width, m) is None
+
+
+def test_a_moved_posterior_is_the_same_in_other_places():
+    family = FAMILIES["blur"]((1, 1, 8, 8))
+    cells = explore(Evidence(EXACT, measure(family, [1.1, 0.05]), family))
+    start = cells.centres[cells.best]
+    stretch = torch.tensor([1.5, 1.0], dtype=torch.float64)
+    moved = cells.moved(start, start + 0.05, stretch)
+    p = cells.probabilities
+    torch.testing.assert_close(moved.probabilities, p)
+    torch.testing.assert_close(p @ moved.centres - start - 0.05, stretch * (p @ cells.centres - start))
+    assert moved.entropy == pytest.approx(cells.entropy + float(stretch.log().sum()))
+    far = cells.moved(start, start + 10.0, stretch)  # an interval ends where the range does
+    assert far.interval(0.9)[0, 1] <= family.parameters["std"].high * (1 + 1e-12)
