@@ -102,7 +102,7 @@ def estimate(
             top, covariance = unbiased
             u, value, error = top.u, top.value, top.errors(covariance)
             posterior = posterior.moved(peak.u, u, (error / top.errors(top.covariance)).nan_to_num(1.0).clamp_min(1.0))
-            bias = family.values(peak.u[None])[0] - family.values(u[None])[0]
+            bias = (family.values(u + family.offsets(peak.u[None], u)) - family.values(u[None]))[0]
     low, high = _bounds(family)
     periodic = torch.tensor([p.periodic for p in family.parameters.values()])
     margin = torch.where(free, 1e-9 * (high - low), 0.5 + 1e-9)
@@ -171,26 +171,25 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
     return _Peak(u, value, interior, torch.linalg.inv(precision) if concave else None)
 
 
-def _unbiased(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor, rounds: int = 2) -> tuple[_Peak, Tensor] | None:
+def _unbiased(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor) -> tuple[_Peak, Tensor] | None:
     """The maximum of log p(m given θ) − log Z(θ), Z = ∫ p(m given θ) dm, and the covariance of its interior u; None where there is none.
 
     By the first derivative of log Z where the maximum is, the mean of the scores of samples measured there, which is looked up again where
     the maximum has gone. The covariance is H⁻¹ J (1 + 1/N) H⁻¹, J that of the scores (Godambe 1960), 1/N for the mean of N.
     """
-    if peak.covariance is None:
+    top, inverse = peak, peak.covariance
+    if inverse is None:
         return None
-    top = peak
-    for _ in range(rounds):
+    for _ in range(2):
         scores = evidence.scores(top.u, peak.interior, samples)
         slope = torch.zeros_like(peak.u).index_put((peak.interior,), scores.mean(0))
         if not bool(slope.isfinite().all()):
             return None
         top = _climb(evidence, top.u, peak.interior, width, slope)
-        if top.covariance is None or not bool((top.interior == peak.interior).all()):
+        inverse = top.covariance
+        if inverse is None or not bool((top.interior == peak.interior).all()):
             return None
-    assert top.covariance is not None
-    spread = torch.cov(scores.T).reshape(top.covariance.shape) * (1 + 1 / len(samples))
-    return top, top.covariance @ spread @ top.covariance
+    return top, inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse * (1 + 1 / len(samples))
 
 
 def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:

@@ -89,7 +89,8 @@ class Evidence:
         Fisher information is then their covariance.
         """
         index, found = free.nonzero()[:, 0], []
-        generator = torch.Generator(self.measurement.device).manual_seed(self.seed)
+        # Neither the numbers of the draws of what is not observed, nor those that the images may come from.
+        generator = torch.Generator(self.measurement.device).manual_seed(self.seed + 1_000_003)
         for x in images.to(self.measurement).split(max(1, _NUMBERS // (8 * self.measurement.numel()))):
             rows = u.expand(len(x), -1)
             operator, sigma = self.family.degradation(self.family.values(rows.to(x.device)))
