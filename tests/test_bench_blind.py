@@ -1,7 +1,6 @@
 """The bench of blind estimation: what it degrades and counts, and all of it at a tiny size."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from bench_digits import made_up_digits, run_quick
 
 from anem.bench import blind, harness
 from anem.bench.blind import CHOSEN, BaseEnergy, Size, family_measurements, summarise
+from anem.bench.blind_plot import Found
 from anem.bench.harness import Context
 from anem.blind import FAMILIES, estimate
 from anem.covariance import Covariance
@@ -42,13 +42,15 @@ def test_families_have_the_same_measurement_error(generator):
 def test_summaries_count_what_they_say(generator):
     family = FAMILIES["box"]((8, 8)).change({"sigma_in": 1.0})
     prior = make_power_law_gaussian(1, 8, 8)
-    found = [estimate(prior, prior.sample(1, generator), family, draws=1, budget=50, refine=False)]
-    side, outside = found[0].theta.tolist()
-    shifted = [replace(found[0], theta=torch.tensor([side + step, outside], dtype=torch.float64)) for step in (0, 1, 2)]
+    e = estimate(prior, prior.sample(1, generator), family, draws=1, budget=50, refine=False)
+    (side, outside), (low, high) = e.theta.tolist(), e.posterior.interval(0.9)[1].tolist()
+    found = Found(family, e.theta[None], e.posterior.interval(0.9)[None], torch.tensor([True]))
+    theta = torch.tensor([[side + step, outside] for step in (0, 1, 2)], dtype=torch.float64)
+    shifted = Found(family, theta, found.interval.expand(3, -1, -1), torch.tensor([True, False, True]))
     summary = summarise(shifted, [(side, outside / 1.25)] * 3)
     assert summary["side within one"] == pytest.approx(2 / 3) and summary["side exact"] == pytest.approx(1 / 3)
     assert summary["sigma_out, median relative error"] == pytest.approx(0.25)
-    low, high = found[0].posterior.interval(0.9)[1].tolist()
+    assert summary["posteriors as fine as asked for"] == pytest.approx(2 / 3)
     assert summarise(found, [(side, (low + high) / 2)])["sigma_out, coverage of 90 % intervals"] == 1.0
     assert summarise(found, [(side, high * 1.01)])["sigma_out, coverage of 90 % intervals"] == 0.0
 

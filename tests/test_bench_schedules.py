@@ -62,6 +62,6 @@ def test_paths_are_drawn(tmp_path, generator):
     paths = {name: PathRecorder() for name in ("a", "b")}
     for recorder, schedule in zip(paths.values(), (Geometric(4), VarianceGuided(7)), strict=True):
         sample_posterior(prior, m, blur, 0.1, schedule=schedule, callback=recorder)
-    plot_paths(paths, tmp_path / "paths.png")
+    plot_paths({name: (path.basis, path.values) for name, path in paths.items()}, tmp_path / "paths.png")
     width, height = Image.open(tmp_path / "paths.png").size
     assert width > 1000 and height > 400

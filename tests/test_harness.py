@@ -1,8 +1,10 @@
 """The frame of the benches: aims, quick runs, resuming, and the JSON file."""
 
 import json
+import os
 import shutil
 import subprocess
+import time
 
 import pytest
 import torch
@@ -19,9 +21,9 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
     monkeypatch.setattr(harness, "code", lambda: "beef")
 
-    def start(run, command="anem bench b", seed=0, quick=False, fresh=False):
-        file = tmp_path / "b.json"
-        return run_bench(run, "b", command=command, json_file=file, out=tmp_path / "out", seed=seed, quick=quick, fresh=fresh)
+    def start(run, command="anem bench b", seed=0, quick=False, fresh=False, workers=1):
+        settings = {"seed": seed, "quick": quick, "fresh": fresh, "workers": workers}
+        return run_bench(run, "b", command=command, json_file=tmp_path / "b.json", out=tmp_path / "out", **settings)
 
     return start
 
@@ -278,3 +280,61 @@ def test_the_commit_and_the_code_change_with_the_package(tmp_path, monkeypatch):
     (tmp_path / "new.py").write_text("")
     assert len({clean, first, second, harness.commit()}) == 4
     assert first.startswith(clean + "+")
+
+
+def count_pieces(context: Context) -> None:
+    """A bench of four pieces that say in which process they were made; one of them takes long, so that no process makes all."""
+    made = context.pieces("numbers", [0, 1, 2, 3], make_piece)
+    if made is None:
+        return
+    context.figure("sum", sum(float(piece["value"].sum()) for piece in made))
+    context.figure("processes", len({piece["process"] for piece in made}))
+
+
+def make_piece(i: int) -> dict:
+    deadline = time.monotonic() + (0.5 if i < 2 else 0.0)
+    while time.monotonic() < deadline:
+        time.sleep(0.01)
+    return {"value": torch.full((2,), float(i)), "process": os.getpid()}
+
+
+def test_pieces_are_shared_by_workers_and_read_back(start, tmp_path):
+    report = start(count_pieces, workers=2)
+    assert report.figures["sum"].value == 12 and report.figures["processes"].value in (1, 2)
+    files = sorted((tmp_path / "out" / "pieces").glob("*.pt"))
+    assert len(files) == 4
+    made_here = [torch.load(file, weights_only=True)["process"] == os.getpid() for file in files]
+    assert not any(made_here)
+    (tmp_path / "b.json").unlink()
+    files[0].unlink()
+    again = start(count_pieces)  # what is left is read back, in one process
+    assert again.figures["sum"].value == 12
+    assert sum(torch.load(file, weights_only=True)["process"] == os.getpid() for file in files) == 1
+    for other in ({"seed": 1}, {"fresh": True, "seed": 1}):
+        start(count_pieces, **other)
+        assert all(torch.load(file, weights_only=True)["process"] == os.getpid() for file in files)
+
+
+def test_a_worker_that_fails_leaves_its_pieces_and_the_run_says_why(start):
+    with pytest.raises(ValueError, match="piece 1: wanted"):
+        start(fail, workers=2)
+    with pytest.raises(ValueError, match="workers: wanted at least 1, got 0"):
+        start(fail, workers=0)
+
+
+def fail(context: Context) -> None:
+    context.pieces("numbers", [1], make_none)
+
+
+def make_none(i: int) -> dict:
+    raise ValueError(f"piece {i}: wanted something")
+
+
+def test_claims_of_workers_that_are_gone_are_forgotten(start, tmp_path):
+    start(count_pieces)
+    folder = tmp_path / "out" / "pieces"
+    for file in folder.glob("*.pt"):
+        file.with_suffix(".claim").touch()
+        file.unlink()
+    (tmp_path / "b.json").unlink()
+    assert start(count_pieces, workers=2).figures["sum"].value == 12

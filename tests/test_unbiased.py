@@ -45,7 +45,7 @@ def test_a_missing_normaliser_is_found_by_samples(name, theta, lean):
     m = measure(family, theta)
     _, exact, _ = peak(EXACT, m, family)
     evidence, biased, width = peak(Unnormalised(lean), m, family)
-    top, covariance = MODULE._unbiased(evidence, biased, width, EXACT.sample(count, torch.Generator().manual_seed(5)))
+    top, covariance = MODULE._corrected(evidence, biased, width, EXACT.sample(count, torch.Generator().manual_seed(5)))
     errors = exact.errors(exact.covariance)
     off, left = (float(((u - exact.u) / errors).abs().max()) for u in (biased.u, top.u))
     assert off > 0.5 and left < 5 / count**0.5 + 0.1 * off, (off, left)
@@ -64,7 +64,7 @@ def test_the_covariance_is_that_of_the_maximum_over_measurements():
     samples = EXACT.sample(500, torch.Generator().manual_seed(9))
     for seed in range(40):
         evidence, top, width = peak(Doubled(), measure(family, [0.2], seed=seed), family)
-        unbiased, covariance = MODULE._unbiased(evidence, top, width, samples)
+        unbiased, covariance = MODULE._corrected(evidence, top, width, samples)
         found.append(float(unbiased.u))
         said.append([float(covariance) ** 0.5, float(top.covariance) ** 0.5])
     spread, (right, naive) = float(torch.tensor(found).std()), torch.tensor(said).mean(0).tolist()
@@ -81,6 +81,8 @@ def test_scores_are_the_slopes_of_the_evidence():
     torch.testing.assert_close(one, both[:, 1:])
     operator, sigma = family.degradation(family.values(u.expand(3, 2)))
     m = operator.measure(x, sigma, torch.Generator().manual_seed(3 + 1_000_003))
+    torch.testing.assert_close(base.scores(u, torch.tensor([True, True]), x, u), both)
+    assert not torch.allclose(base.scores(u, torch.tensor([True, True]), x, u + 0.1), both)
     for i in range(3):
         evidence = Evidence(EXACT, m[i : i + 1], family, seed=3)
         for a in range(2):
@@ -111,9 +113,63 @@ def test_an_estimate_says_what_was_taken_off_and_moves_its_posterior(monkeypatch
 def test_scores_that_are_not_finite_leave_the_estimate_as_it_is(monkeypatch):
     family, m = FAMILIES["white"]((1, 1, 8, 8)), measure(FAMILIES["white"]((1, 1, 8, 8)), [0.2])
     evidence, top, width = peak(EXACT, m, family)
-    monkeypatch.setattr(evidence, "scores", lambda u, free, x: torch.full((len(x), 1), float("nan")))
-    assert MODULE._unbiased(evidence, top, width, m) is None
-    assert MODULE._unbiased(evidence, dataclasses.replace(top, covariance=None), width, m) is None
+    monkeypatch.setattr(evidence, "scores", lambda u, free, x, truth=None: torch.full((len(x), 1), float("nan")))
+    assert MODULE._corrected(evidence, top, width, m) is None
+    assert MODULE._corrected(evidence, dataclasses.replace(top, covariance=None), width, m) is None
+
+
+def matched(evidence, top, width, samples):
+    return MODULE._matched(evidence, top.u, torch.ones(len(top.u), dtype=torch.bool), width, samples)
+
+
+def test_matched_scores_take_a_missing_normaliser_off():
+    """Over measurements the estimate is right on average and as far off as it says, where the maximum is off to one side."""
+    family, count = FAMILIES["white"]((1, 1, 8, 8)), 30
+    samples, truth = EXACT.sample(500, torch.Generator().manual_seed(5)), torch.tensor([0.2], dtype=torch.float64).log()
+    before, after = [], []
+    for seed in range(count):
+        evidence, biased, width = peak(Unnormalised(-0.05), measure(family, [0.2], seed=seed), family)
+        u, said = matched(evidence, biased, width, samples)
+        before.append(float((biased.u - truth) / said))
+        after.append(float((u - truth) / said))
+    was, now = torch.tensor(before), torch.tensor(after)
+    assert float(was.mean()) > 0.7 and abs(float(now.mean())) < 3 / count**0.5
+    assert 0.7 < float(now.std()) < 1.4
+
+
+def test_matched_scores_need_no_maximum():
+    """From either side of it, a standard error away, the scores there lead to the estimate: to first order it does not matter."""
+    family = FAMILIES["white"]((1, 1, 8, 8))
+    evidence, top, width = peak(EXACT, measure(family, [0.2]), family)
+    errors = top.errors(top.covariance)
+    for away in (-1.0, 1.0):
+        start = dataclasses.replace(top, u=top.u + away * errors)
+        u, said = matched(evidence, start, width, EXACT.sample(2000, torch.Generator().manual_seed(6)))
+        assert float(((u - top.u) / errors).abs()) < 0.3 and torch.allclose(said, errors, rtol=0.5)
+
+
+def test_an_estimate_without_curvature_uses_matched_scores(monkeypatch):
+    family, model = FAMILIES["white"]((1, 1, 8, 8)), Unnormalised(-0.05)
+    m, samples = measure(family, [0.2]), EXACT.sample(400, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(MODULE, "searchable", lambda model, shape: (model, samples))
+    monkeypatch.setattr(MODULE, "_corrected", lambda *arguments: None)
+    found = estimate(model, m, family)
+    evidence, top, width = peak(model, m, family)
+    u, said = matched(evidence, top, width, samples)
+    torch.testing.assert_close(found.theta, u.exp())
+    torch.testing.assert_close(found.standard_error, said * u.exp())
+    # As wide as said, where the cells are narrower.
+    assert float(found.posterior.spread) == pytest.approx(max(float(said), float(explore(evidence).spread)), rel=1e-6)
+
+
+def test_scores_that_say_nothing_leave_the_estimate_as_it_is(monkeypatch):
+    """Not finite, the same for every θ, or further from those of m than before."""
+    family, m = FAMILIES["white"]((1, 1, 8, 8)), measure(FAMILIES["white"]((1, 1, 8, 8)), [0.2])
+    evidence, top, width = peak(EXACT, m, family)
+    wild = iter([1.0, 0.0, 5.0, 50.0])
+    for scores in (lambda: torch.full((2, 1), float("nan")), lambda: torch.zeros(2, 1), lambda: torch.full((2, 1), next(wild))):
+        monkeypatch.setattr(evidence, "scores", lambda u, free, x, truth=None, scores=scores: scores().double())
+        assert matched(evidence, top, width, m) is None
 
 
 def test_a_moved_posterior_is_the_same_in_other_places():

@@ -19,14 +19,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure as Picture
 
 from anem.bench.harness import Context, Figure
 from anem.data import load_dataset, mnist
-from anem.likelihood import AuditSize, Check, audits
+from anem.likelihood import Audit, AuditSize, Check, audits
 
 __all__ = ["plot_checks", "report", "run", "trusted_level"]
 
@@ -37,16 +39,27 @@ def run(context: Context) -> None:
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     size = AuditSize.quick() if context.quick else AuditSize()
     images = data.batch(torch.arange(min(size.most, len(data))), context.generator("images"))
-    for audit in audits(model, images, size, seed=context.seed):
+    planned = list(audits(model, images, size, seed=context.seed))
+    for audit in planned[::-1] if context.worker else planned:  # workers end at the same time if the long ones come first
         finished = f"{audit.name}/seconds"
         if context.done(finished):
             continue
-        start = time.perf_counter()
-        for check in audit.run():
-            report(context, check)
-        context.figure(finished, time.perf_counter() - start)
+        made = context.pieces(audit.name, [audit], _made)
+        if made is None:
+            continue
+        for check in made[0]["checks"]:
+            report(context, Check(**check))
+        context.figure(finished, made[0]["seconds"])
+    if context.worker:
+        return
     plot_checks(context.report.figures, context.out / "audit.png")
     context.figure("variance/trusted up to white noise of variance", trusted_level(context))
+
+
+def _made(audit: Audit) -> dict[str, Any]:
+    start = time.perf_counter()
+    checks = [asdict(check) for check in audit.run()]
+    return {"checks": checks, "seconds": time.perf_counter() - start}
 
 
 def report(context: Context, check: Check) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from anem.bench.ablation import IMAGES
-from anem.bench.blind_plot import plot_estimates
+from anem.bench.blind_plot import Found, plot_estimates
 from anem.bench.harness import Context
 from anem.bench.oracle import learn, make_prior
-from anem.blind import FAMILIES, Choice, Estimate, Family, choose, estimate
+from anem.blind import FAMILIES, Family, choose, estimate
 from anem.covariance import Covariance
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
@@ -124,25 +124,30 @@ def _measurements(context: Context, images: Tensor, family: Family, theta: Seque
     return operator.measure(images, sigma, generator)
 
 
-def _estimates(model: EnergyModel, measurements: Tensor, family: Family, size: Size) -> Iterator[Estimate]:
-    for m in measurements.split(1):
-        yield estimate(model, m, family, draws=size.draws, budget=size.budget)
+def _estimates(context: Context, key: str, model: EnergyModel, measurements: Tensor, family: Family, size: Size) -> Found | None:
+    """What is said about measurements (N, C, H, W); None in a worker."""
+
+    def one(m: Tensor) -> dict[str, Tensor]:
+        e = estimate(model, m, family, draws=size.draws, budget=size.budget)
+        return {"theta": e.theta.double(), "interval": e.posterior.interval(0.9), "resolved": torch.tensor(e.posterior.resolved)}
+
+    made = context.pieces(key, measurements.split(1), one)
+    return None if made is None else Found(family, **{name: torch.stack([piece[name] for piece in made]) for name in made[0]})
 
 
-def summarise(found: Sequence[Estimate], theta: Sequence[Sequence[float]]) -> dict[str, float]:
+def summarise(found: Found, theta: Sequence[Sequence[float]]) -> dict[str, float]:
     """Over images: the share of integers within one and exact, medians of relative errors, shares of 90 % intervals that hold the truth."""
-    truth, got = torch.tensor(theta, dtype=torch.float64), torch.stack([e.theta for e in found]).double()
-    intervals = torch.stack([e.posterior.interval(0.9) for e in found])
-    covered = (intervals[..., 0] <= truth) & (truth <= intervals[..., 1])
+    truth = torch.tensor(theta, dtype=torch.float64)
+    covered = (found.interval[..., 0] <= truth) & (truth <= found.interval[..., 1])
     summary: dict[str, float] = {}
-    for a, (name, parameter) in enumerate(found[0].family.parameters.items()):
-        error = (got[:, a] - truth[:, a]).abs()
+    for a, (name, parameter) in enumerate(found.family.parameters.items()):
+        error = (found.theta[:, a] - truth[:, a]).abs()
         if parameter.continuous:
             summary[f"{name}, median relative error"] = float((error / truth[:, a]).median())
         else:
             summary |= _share(f"{name} within one", error <= 1) | _share(f"{name} exact", error == 0)
         summary |= _share(f"{name}, coverage of 90 % intervals", covered[:, a])
-    return summary | {"posteriors as fine as asked for": sum(e.posterior.resolved for e in found) / len(found)}
+    return summary | {"posteriors as fine as asked for": float(found.resolved.double().mean())}
 
 
 def _share(name: str, right: Tensor) -> dict[str, float]:
@@ -151,7 +156,7 @@ def _share(name: str, right: Tensor) -> dict[str, float]:
     return {f"{name}, standard error": (p * (1 - p) / len(right)) ** 0.5, name: p}
 
 
-def _report(context: Context, key: str, found: Sequence[Estimate], theta: Sequence[Sequence[float]], aims: dict[str, str]) -> None:
+def _report(context: Context, key: str, found: Found, theta: Sequence[Sequence[float]], aims: dict[str, str]) -> None:
     plot_estimates(found, theta, key, context.out / f"{key.translate(_FILE)}.png")
     for name, value in summarise(found, theta).items():
         context.figure(f"{key}/{name}", value, aim=aims.get(name), quick=False)
@@ -174,7 +179,9 @@ def _box(
             continue
         theta = _boxes(size.images, outside, ratio)
         measured = _measurements(context, images[: size.images], family, theta, "box", str(outside), str(ratio))
-        found = list(_estimates(judged, measured, family, size))
+        found = _estimates(context, f"{row}/{name}", judged, measured, family, size)
+        if found is None:
+            continue
         aims = {"side within one": "≥ 0.95"} if ratio >= 2 and judged is model else {}
         aims |= {f"{s}, median relative error": "≤ 0.1" for s in ("sigma_in", "sigma_out")} if judged is model else {}
         _report(context, f"{row}/{name}", found, theta, aims)
@@ -208,7 +215,10 @@ def _blur(context: Context, model: EnergyModel, images: Tensor, sigma: float, si
     if context.done(f"{row}/posteriors as fine as asked for"):
         return
     theta = [(width, sigma) for width in _widths(size.images)]
-    found = list(_estimates(model, _measurements(context, images[: size.images], family, theta, "blur", str(sigma)), family, size))
+    measured = _measurements(context, images[: size.images], family, theta, "blur", str(sigma))
+    found = _estimates(context, row, model, measured, family, size)
+    if found is None:
+        return
     aims = {f"{name}, median relative error": "≤ 0.1" for name in ("std", "sigma")} | {"std, coverage of 90 % intervals": "0.85–0.95"}
     _report(context, row, found, theta, aims)
 
@@ -243,16 +253,24 @@ def _families(context: Context, model: EnergyModel, images: Tensor, size: Size) 
         return
     images = images[: size.families]
     measured, truth = family_measurements(images, _widths(len(images), 0.8, 1.8), context.generator("families"))
-    _report_choices(context, "family", _choices(model, measured, size), truth, "≥ 0.95")
+    chosen = _choices(context, "family", model, measured, size)
+    if chosen is not None:
+        _report_choices(context, "family", chosen, truth, "≥ 0.95")
 
 
-def _choices(model: EnergyModel, measured: Tensor, size: Size) -> list[Choice]:
+def _choices(context: Context, key: str, model: EnergyModel, measured: Tensor, size: Size) -> list[str] | None:
+    """The family of the highest marginal evidence of every measurement; None in a worker."""
     families = [FAMILIES[name](measured.shape) for name in CHOSEN]
-    return [choose(model, m, families, draws=size.draws, budget=size.budget) for m in measured.split(1)]
+
+    def one(m: Tensor) -> dict[str, str]:
+        return {"chosen": CHOSEN[choose(model, m, families, draws=size.draws, budget=size.budget).order[0]]}
+
+    made = context.pieces(key, measured.split(1), one)
+    return None if made is None else [piece["chosen"] for piece in made]
 
 
-def _report_choices(context: Context, key: str, choices: Sequence[Choice], truth: Sequence[str], aim: str | None) -> None:
-    right = [CHOSEN[c.order[0]] == name for c, name in zip(choices, truth, strict=True)]
+def _report_choices(context: Context, key: str, chosen: Sequence[str], truth: Sequence[str], aim: str | None) -> None:
+    right = [one == name for one, name in zip(chosen, truth, strict=True)]
     for name in CHOSEN:
         of = [r for r, t in zip(right, truth, strict=True) if t == name]
         if of:
@@ -265,7 +283,7 @@ def _report_choices(context: Context, key: str, choices: Sequence[Choice], truth
 
 def _small(context: Context, size: Size) -> None:
     """The exact energy beside a learned one."""
-    if context.done("8 × 8/family/loss"):
+    if context.done("8 × 8/family/loss") or context.worker:  # a network is trained first
         return
     prior, folder, started = make_prior("mixture"), context.out / "models", "8 × 8/network trained from commit"
     if not context.done(started):  # what lies there is of another commit or seed, or was asked to be made afresh
@@ -285,7 +303,8 @@ def _small(context: Context, size: Size) -> None:
 
 def _small_box(context: Context, model: EnergyModel, x: Tensor, key: str, size: Size) -> float:
     family, theta = FAMILIES["box"](x.shape), _boxes(len(x), 0.1, 2.0, 2, 6)
-    found = list(_estimates(model, _measurements(context, x, family, theta, "8 × 8", "box"), family, size))
+    found = _estimates(context, key, model, _measurements(context, x, family, theta, "8 × 8", "box"), family, size)
+    assert found is not None
     _report(context, key, found, theta, {})
     return summarise(found, theta)["side within one"]
 
@@ -293,13 +312,15 @@ def _small_box(context: Context, model: EnergyModel, x: Tensor, key: str, size: 
 def _small_blur(context: Context, model: EnergyModel, x: Tensor, key: str, size: Size) -> float:
     """The share of widths found within 10 %."""
     family, theta = FAMILIES["blur"](x.shape), [(width, 0.02) for width in _widths(len(x), 0.6, 1.5)]
-    found = list(_estimates(model, _measurements(context, x, family, theta, "8 × 8", "blur"), family, size))
+    found = _estimates(context, key, model, _measurements(context, x, family, theta, "8 × 8", "blur"), family, size)
+    assert found is not None
     _report(context, key, found, theta, {})
-    return sum(abs(float(e.theta[0]) / t[0] - 1) <= 0.1 for e, t in zip(found, theta, strict=True)) / len(found)
+    return float(((found.theta[:, 0] / torch.tensor(theta, dtype=torch.float64)[:, 0] - 1).abs() <= 0.1).double().mean())
 
 
 def _small_families(context: Context, model: EnergyModel, x: Tensor, key: str, size: Size) -> float:
     measured, truth = family_measurements(x, _widths(len(x), 0.8, 1.8), context.generator("8 × 8", "families"))
-    choices = _choices(model, measured, size)
-    _report_choices(context, key, choices, truth, None)
-    return sum(CHOSEN[c.order[0]] == name for c, name in zip(choices, truth, strict=True)) / len(x)
+    chosen = _choices(context, key, model, measured, size)
+    assert chosen is not None
+    _report_choices(context, key, chosen, truth, None)
+    return sum(one == name for one, name in zip(chosen, truth, strict=True)) / len(x)

@@ -12,7 +12,8 @@ of the same measurements, with the flag of every set. Over-smoothed means too pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -63,7 +64,8 @@ DIGITS: Mapping[str, str | None] = MappingProxyType(
 
 def run(context: Context) -> None:
     """The oracle, then every task on digits."""
-    _oracle(context)
+    if not context.worker:
+        _oracle(context)
     model = context.load(context.model)
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     count, steps, samples = (6, 8, 2) if context.quick else (100, 50, 8)
@@ -74,15 +76,19 @@ def run(context: Context) -> None:
         operator = make_operator(task, x.shape)
         seeds = range(context.seed, context.seed + count)
         measurement = operator.measure(x, SIGMA, generators_for(seeds))
-        restored = sample_posterior(model, measurement, operator, SIGMA, samples=samples, steps=steps, seed=seeds)
-        sets = {
-            "sample": restored.samples[0],
-            "mean of samples": restored.mean,
-            "mean of one call": restored.denoised,
-            "pseudo-inverse": operator.pseudo_inverse(measurement),
+        makers = {
+            "ours": partial(_ours, model, measurement, operator, seeds, samples, steps),
             **_others(model, measurement, operator, seeds, 2 * steps),
+        }
+        made = context.pieces(f"digits/{task}", list(makers.values()), lambda make: make())
+        if made is None:
+            continue
+        sets = {name: s for piece in made for name, s in piece.items()}
+        sets |= {
+            "pseudo-inverse": operator.pseudo_inverse(measurement),
             "pixel noise": x + 0.1 * normal(x.shape, context.generator("noise"), x),
         }
+        sets = {name: sets[name] for name in DIGITS if name in sets}
         sets = {name: s.clamp(0, 1).to(x) for name, s in sets.items() if bool(torch.isfinite(s).all())}
         _compare(context, f"digits/{task}", model, x, measurement, operator, sets, DIGITS)
         for name in (n for n in DIGITS if n not in sets):
@@ -91,19 +97,31 @@ def run(context: Context) -> None:
         save_image(contact_sheet(rows + [Row(name, s[:8]) for name, s in sets.items()]), context.out / f"{task}.png")
 
 
-def _others(model: EnergyModel, measurement: Tensor, operator: LinearOperator, seeds: Sequence[int], calls: int) -> dict[str, Tensor]:
-    """One sample an image by other methods at so many network calls, (B, C, H, W) each; without those that break down."""
+def _ours(
+    model: EnergyModel, measurement: Tensor, operator: LinearOperator, seeds: Sequence[int], samples: int, steps: int
+) -> dict[str, Tensor]:
+    """A sample, the mean of several, and that of one call, (B, C, H, W) each."""
+    restored = sample_posterior(model, measurement, operator, SIGMA, samples=samples, steps=steps, seed=seeds)
+    return {"sample": restored.samples[0].clone(), "mean of samples": restored.mean, "mean of one call": restored.denoised}
+
+
+def _others(
+    model: EnergyModel, measurement: Tensor, operator: LinearOperator, seeds: Sequence[int], calls: int
+) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """What makes one sample an image by other methods at so many network calls, (B, C, H, W) each; nothing where a method breaks down."""
     methods: dict[str, Restorer] = {
         "DPS": DPS(model, steps=calls),
         "RED-Diff": REDDiff(model, steps=calls),
         "DAPS": DAPS(model, levels=max(1, calls // 5), ode=5),
         "paper's sampler": PaperSampler(model, levels=max(1, (calls - 1) // 2), corrections=1),
     }
-    found: dict[str, Tensor] = {}
-    for name, restorer in methods.items():
+
+    def restored(name: str, restorer: Restorer) -> dict[str, Tensor]:
         with contextlib.suppress(Diverged, NotFinite):
-            found[name] = restorer(measurement, operator, SIGMA, generators_for(seeds))[0]
-    return found
+            return {name: restorer(measurement, operator, SIGMA, generators_for(seeds))[0].clone()}
+        return {}
+
+    return {name: partial(restored, name, restorer) for name, restorer in methods.items()}
 
 
 def oracle_sets(count: int, generator: torch.Generator) -> tuple[EnergyModel, Tensor, Tensor, LinearOperator, dict[str, Tensor]]:

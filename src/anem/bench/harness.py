@@ -7,14 +7,17 @@ import hashlib
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -25,7 +28,20 @@ from anem.hub import load, locate
 from anem.network import EnergyNetwork
 from anem.random import check_device
 
-__all__ = ["Context", "Figure", "Report", "code", "commit", "judge", "load_bench", "run_bench", "table", "weights_digest", "write_json"]
+__all__ = [
+    "Context",
+    "Figure",
+    "Report",
+    "code",
+    "commit",
+    "judge",
+    "load_bench",
+    "pieces_folder",
+    "run_bench",
+    "table",
+    "weights_digest",
+    "write_json",
+]
 
 Value = float | int | str | bool | None
 
@@ -136,6 +152,7 @@ class Context:
         trained: folder of training runs whose models are compared.
         dataset: images to compare methods on: "mnist", or what :class:`anem.data.DataConfig` reads.
         compile: whether networks are compiled before they are judged. device: where they compute; all else stays on the CPU.
+        worker: whether this is one of several processes that only make pieces, see :meth:`pieces`.
         save: called after every figure.
     """
 
@@ -155,6 +172,7 @@ class Context:
         dataset: str = "mnist",
         compile: bool = False,
         device: str = "cpu",
+        worker: bool = False,
         save: Callable[[str, Figure], None] = lambda key, figure: None,
     ) -> None:
         self.report = report
@@ -166,7 +184,7 @@ class Context:
         self.images = images
         self.tasks, self.methods, self.trained, self.dataset = tasks, methods, trained, dataset
         self.seed = report.seed
-        self.compile, self.device = compile, device
+        self.compile, self.device, self.worker = compile, device, worker
         self._save = save
         self._made: set[str] = set()
 
@@ -192,6 +210,8 @@ class Context:
         Raises:
             ValueError: a key used twice in this run, ``holds`` without an aim, or an aim that cannot be read.
         """
+        if self.worker:
+            return
         if isinstance(value, torch.Tensor) or hasattr(value, "item"):
             value = value.item()
         if holds is not None and aim is None:
@@ -213,6 +233,29 @@ class Context:
     def done(self, *keys: str) -> bool:
         """Whether an interrupted run of the same command by the same code has already made all these figures."""
         return all(key in self.report.figures for key in keys)
+
+    def pieces(self, label: str, items: Sequence[Any], make: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """``make`` of every item, kept in files: what an interrupted run or a worker has made is read back.
+
+        None in a worker, which makes those that nobody else is making. Items must not depend on each other.
+
+        Arguments:
+            label: what the files are called by, unique in the bench. make: plain values and tensors by name.
+        """
+        folder = pieces_folder(self.out)
+        name = hashlib.sha256(label.encode()).hexdigest()[:16]
+        found = []
+        for i, item in enumerate(items):
+            file = folder / f"{name}-{i}.pt"
+            if self.worker and not _claim(file):
+                continue
+            if not file.exists():
+                made, part = make(item), file.with_name(f".{file.name}.{os.getpid()}.part")
+                torch.save(made, part)
+                part.replace(file)
+            if not self.worker:
+                found.append(torch.load(file, weights_only=True))
+        return None if self.worker else found
 
     def generator(self, *labels: str | int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator that depends on the seed and the labels only, so that a resumed run draws what an uninterrupted one would."""
@@ -251,6 +294,7 @@ def run_bench(
     compile: bool = False,
     device: str = "cpu",
     fresh: bool = False,
+    workers: int = 1,
     on_figure: Callable[[str, Figure], None] = lambda key, figure: None,
 ) -> Report:
     """Run a bench to its end; interrupted, the same call continues after the last figure.
@@ -263,12 +307,15 @@ def run_bench(
         json_file: the report, rewritten atomically after every figure. Another report there is kept as ``json_file``.bak.
         out: folder for the bench's own files, created.
         fresh: start over even if figures could be taken over.
+        workers: processes that share the pieces of a bench that has some (:meth:`Context.pieces`); figures do not depend on it.
         on_figure: called after every new figure.
 
     Raises:
-        ValueError: ``json_file`` exists and is not a bench report; a device that cannot be used.
+        ValueError: ``json_file`` exists and is not a bench report; a device that cannot be used; workers < 1.
     """
     check_device(device)
+    if workers < 1:
+        raise ValueError(f"workers: wanted at least 1, got {workers}")
     report = Report(name, commit(), seed, command, weights=weights_digest(model), code=code())
     another = False
     if json_file.exists():
@@ -292,10 +339,57 @@ def run_bench(
         write()
         on_figure(key, figure)
 
-    settings = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods, "trained": trained}
-    run(Context(report, quick=quick, out=out, save=save, dataset=dataset, compile=compile, device=device, **settings))
+    settings: dict[str, Any] = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods}
+    settings |= {"trained": trained, "quick": quick, "out": out, "dataset": dataset, "compile": compile, "device": device}
+    _prepare_pieces(out, report, fresh)
+    if workers > 1:
+        _work(run, report, settings, workers)
+    run(Context(report, save=save, **settings))
     write()
     return report
+
+
+def pieces_folder(out: Path) -> Path:
+    """Where a bench keeps its pieces."""
+    return out / "pieces"
+
+
+def _prepare_pieces(out: Path, report: Report, fresh: bool) -> None:
+    """Drop pieces of another run, and claims of workers that are gone."""
+    folder, mark = pieces_folder(out), pieces_folder(out) / "of.json"
+    identity = {key: getattr(report, key) for key in ("name", "code", "seed", "command", "weights")}
+    if fresh or not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != identity:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_json(mark, identity)
+    for file in (*folder.glob("*.claim"), *folder.glob(".*.part")):
+        file.unlink()
+
+
+def _claim(file: Path) -> bool:
+    """Whether this process is the one to make a piece."""
+    if file.exists():
+        return False
+    try:
+        file.with_suffix(".claim").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _work(run: Callable[[Context], None], report: Report, settings: dict[str, Any], workers: int) -> None:
+    """Make pieces in so many processes. One that fails leaves its pieces to be made afterwards, where what is wrong is then said."""
+    spawn = multiprocessing.get_context("spawn")
+    started = [spawn.Process(target=_worker, args=(run, report, settings, workers), daemon=True) for _ in range(workers)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+
+
+def _worker(run: Callable[[Context], None], report: Report, settings: dict[str, Any], workers: int) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    run(Context(report, worker=True, **settings))
 
 
 def table(report: Report) -> Table:

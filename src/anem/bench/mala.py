@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -84,6 +85,8 @@ class Size:
 def run(context: Context) -> None:
     """Oracles first."""
     size = Size.quick() if context.quick else Size()
+    if context.worker:
+        return _digits(context, size)
     for prior_name, names in size.cases.items():
         prior = make_mixture(8) if prior_name == "mixture" else make_skewed(1, 4, 4)
         for name in names:
@@ -238,14 +241,26 @@ def _digits(context: Context, size: Size) -> None:
     x = load_dataset(mnist(context.split, path)).batch(torch.arange(size.images))
     operator = Inpainting.centre_box(x.shape, BOX)
     measurement = operator.measure(x, SIGMA, generators_for(range(context.seed, context.seed + size.images)))
+    cases = [(steps, name) for steps in STEPS[::-1] for name in ("ULA", "MALA")]
+    made = context.pieces(
+        "digits",
+        cases,
+        lambda case: _restore(context.seed, model, measurement, operator, (ULA if case[1] == "ULA" else MALA)(case[0]), size),
+    )
+    if made is None:
+        return
+    restored = dict(zip(cases, made, strict=True))
     classifier, lpips = DigitClassifier.load(), LPIPS(context.data)
     training = load_dataset(mnist("train", path)).batch(torch.arange(size.reference))
     reference = torch.cat([classifier.features(part) for part in training.split(1000)])
     hidden, rows = operator.mask == 0, [Row("truth", x[: size.shown]), Row("measurement", operator.visualise(measurement)[: size.shown])]
     for steps in STEPS:
         key, samples = f"digits/{steps} step{'s' if steps > 1 else ''}", {}
-        for name, corrector in (("ULA", ULA(steps)), ("MALA", MALA(steps))):
-            samples[name] = _restore(context, f"{key}/{name}", model, measurement, operator, corrector, size)
+        for name, adjusted in (("ULA", False), ("MALA", True)):
+            found = restored[steps, name]
+            samples[name] = found["samples"]
+            context.figure(f"{key}/{name}, network calls", found["calls"])
+            context.figure(f"{key}/{name}, acceptance{'' if adjusted else ' MALA would have'}", found["acceptance"])
             rows.append(Row(f"{name}, {steps} at every level", samples[name][: size.shown]))
         scores = {
             "LPIPS": {n: mean_statistic(lpips(s, x)) for n, s in samples.items()},
@@ -262,12 +277,14 @@ def _digits(context: Context, size: Size) -> None:
 
 
 def _restore(
-    context: Context, key: str, model: EnergyModel, measurement: Tensor, operator: LinearOperator, corrector: Corrector, size: Size
-) -> Tensor:
-    """One sample of every image, (B, C, H, W)."""
-    restored = sample_posterior(model, measurement, operator, SIGMA, steps=size.path, corrector=corrector, seed=context.seed, samples=1)
+    seed: int, model: EnergyModel, measurement: Tensor, operator: LinearOperator, corrector: Corrector, size: Size
+) -> dict[str, Any]:
+    """One sample of every image, (B, C, H, W), the network calls, and the mean acceptance of the second half of the levels."""
+    restored = sample_posterior(model, measurement, operator, SIGMA, steps=size.path, corrector=corrector, seed=seed, samples=1)
     assert restored.acceptance is not None
     acceptance = float(restored.acceptance[size.path // 2 :].mean())
-    context.figure(f"{key}, network calls", restored.calls)
-    context.figure(f"{key}, acceptance{'' if corrector.adjusted else ' MALA would have'}", acceptance if math.isfinite(acceptance) else 0.0)
-    return restored.samples[0]
+    return {
+        "samples": restored.samples[0].contiguous(),
+        "calls": restored.calls,
+        "acceptance": acceptance if math.isfinite(acceptance) else 0.0,
+    }

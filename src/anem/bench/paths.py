@@ -44,16 +44,19 @@ class PathRecorder:
         return torch.stack(self._levels)
 
 
-def plot_paths(paths: Mapping[str, PathRecorder], file: Path) -> None:
+def plot_paths(paths: Mapping[str, tuple[str, Tensor]], file: Path) -> None:
     """A row a path, into a PNG: quantiles of λ over the coordinates by step, and maps of log₁₀ λ at equally spaced steps.
 
     Frequencies are shown with zero in the middle; of several channels the first.
+
+    Arguments:
+        paths: by name, the name of the basis and λ, (n + 1, C, H, W).
     """
     figure = Figure(figsize=(14, 2.4 * len(paths) + 0.3), layout="constrained")
     grid = figure.subplots(len(paths), MAPS + 1, squeeze=False, width_ratios=[2.2] + MAPS * [1.0])
-    logs = {name: path.values.log10() for name, path in paths.items()}
+    logs = {name: values.log10() for name, (_, values) in paths.items()}
     low, high = (float(f(torch.stack([f(v) for v in logs.values()]))) for f in (torch.min, torch.max))
-    for row, (name, path) in zip(grid, paths.items(), strict=True):
+    for row, (name, (basis, _)) in zip(grid, paths.items(), strict=True):
         values = logs[name]
         quantiles = values.flatten(1).quantile(torch.tensor(QUANTILES, dtype=values.dtype), dim=1)
         for q, curve in zip(QUANTILES, quantiles, strict=True):
@@ -61,8 +64,8 @@ def plot_paths(paths: Mapping[str, PathRecorder], file: Path) -> None:
         row[0].set(xlabel="step", ylabel="log₁₀ λ", title=name)
         row[0].legend(fontsize=6, title="quantile", title_fontsize=6)
         for ax, step in zip(row[1:], torch.linspace(0, len(values) - 1, MAPS).round().long().tolist(), strict=True):
-            shown = values[step, 0].roll([n // 2 for n in values.shape[-2:]], (0, 1)) if path.basis == "fourier" else values[step, 0]
+            shown = values[step, 0].roll([n // 2 for n in values.shape[-2:]], (0, 1)) if basis == "fourier" else values[step, 0]
             image = ax.imshow(shown.numpy(), vmin=low, vmax=high, cmap="viridis")
             ax.set(xticks=[], yticks=[], title=f"step {step}")
-        figure.colorbar(image, ax=row[-1], label=f"log₁₀ λ, {path.basis}")
+        figure.colorbar(image, ax=row[-1], label=f"log₁₀ λ, {basis}")
     figure.savefig(file, dpi=110, format="png")

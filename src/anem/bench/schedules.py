@@ -10,6 +10,7 @@ the path of the first image at every k. Needs ``make data``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -63,11 +64,12 @@ def run(context: Context) -> None:
     x, labels = data.batch(torch.arange(size.images)), data.labels[: size.images].long()
     classifier, model = DigitClassifier.load(), context.load(context.model)
     truth = "classification error/of the true digits"
-    if not context.done(truth):
+    if not context.done(truth) and not context.worker:
         context.figure(truth, (classifier(x).argmax(1) != labels).double().mean())
     for k in size.pixels:
         _restore(context, model, classifier, x, labels, k, size)
-    _plot(context, size)
+    if not context.worker:
+        _plot(context, size)
 
 
 def _key(k: int, name: str) -> str:
@@ -80,14 +82,21 @@ def _restore(context: Context, model: EnergyModel, classifier: DigitClassifier, 
     seeds = [context.seed + i for i in range(len(x))]
     operator = Inpainting.random(x.shape, 1 - k / (x.shape[-2] * x.shape[-1]), seeds)
     measurement = operator.measure(x, SIGMA, generators_for(seeds))
+
+    def one(name: str) -> dict[str, Any]:
+        recorder, schedule = PathRecorder(), as_schedule(name, steps_within(size.calls))
+        restored = sample_posterior(model, measurement, operator, SIGMA, schedule=schedule, seed=seeds, callback=recorder)
+        return {"samples": restored.samples[0].clone(), "basis": recorder.basis, "path": recorder.values}
+
+    made = context.pieces(f"{k} pixels", list(SCHEDULES), one)
+    if made is None:
+        return
     rows = [Row("truth", x[: size.shown]), Row("measurement", operator.visualise(measurement)[: size.shown])]
     wrong, paths = {}, {}
-    for name in SCHEDULES:
-        paths[NAMES[name]] = recorder = PathRecorder()
-        schedule = as_schedule(name, steps_within(size.calls))
-        restored = sample_posterior(model, measurement, operator, SIGMA, schedule=schedule, seed=seeds, callback=recorder)
-        wrong[name] = (classifier(restored.samples[0]).argmax(1) != labels).double()
-        rows.append(Row(NAMES[name], restored.samples[0][: size.shown]))
+    for name, piece in zip(SCHEDULES, made, strict=True):
+        paths[NAMES[name]] = piece["basis"], piece["path"]
+        wrong[name] = (classifier(piece["samples"]).argmax(1) != labels).double()
+        rows.append(Row(NAMES[name], piece["samples"][: size.shown]))
         error = bootstrap(mean_statistic(wrong[name]), len(x), generator=context.generator("bootstrap", k), draws=size.draws)
         report_interval(context, _key(k, name), error)
     for name in [n for n in SCHEDULES if n != "geometric"]:

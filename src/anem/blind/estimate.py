@@ -29,7 +29,7 @@ class Estimate:
         family: what θ means.
         theta: θ̂, (D,), in the order of ``family.parameters``.
         standard_error: of θ̂, (D,), from the curvature of the log evidence and, for a learned energy, the covariance of its gradient; NaN
-            for integers, at an end of the range, and where the log evidence is not concave.
+            for integers, at an end of the range, and where neither is of any use.
         log_evidence: log p(m given θ̂), in nats.
         posterior: the whole posterior under a flat prior.
         at_edge: whether θ̂ is at an end of its range, bool (D,).
@@ -95,18 +95,16 @@ def estimate(
     error, bias = torch.full_like(u, math.nan), torch.zeros_like(u)
     if refine and bool(free.any()):
         peak = _climb(evidence, u, free, posterior.widths[best])
-        unbiased = None if samples is None or not correct else _unbiased(evidence, peak, posterior.widths[best], samples)
+        unbiased = None if samples is None or not correct else _unbiased(evidence, peak, posterior, samples)
         if unbiased is None:
             u, value, error = peak.u, peak.value, peak.errors(peak.covariance)
         else:
-            top, covariance = unbiased
-            u, value, error = top.u, top.value, top.errors(covariance)
-            posterior = posterior.moved(peak.u, u, (error / top.errors(top.covariance)).nan_to_num(1.0).clamp_min(1.0))
+            u, error, stretch = unbiased
+            value, posterior = float(evidence.grid(u[None])[0]), posterior.moved(peak.u, u, stretch)
             bias = (family.values(u + family.offsets(peak.u[None], u)) - family.values(u[None]))[0]
     low, high = _bounds(family)
-    periodic = torch.tensor([p.periodic for p in family.parameters.values()])
     margin = torch.where(free, 1e-9 * (high - low), 0.5 + 1e-9)
-    at_edge = ~periodic & ((u <= low + margin) | (u >= high - margin))
+    at_edge = ~_periodic(family) & ((u <= low + margin) | (u >= high - margin))
     slope = torch.tensor([float(p.value(x)) if p.scale == "log" else 1.0 for p, x in zip(family.parameters.values(), u, strict=True)])
     return Estimate(family, family.values(u[None])[0], slope * error, value, posterior, at_edge, bias, evidence.calls)
 
@@ -114,6 +112,16 @@ def estimate(
 def _bounds(family: Family) -> tuple[Tensor, Tensor]:
     low, high = zip(*(p.bounds() for p in family.parameters.values()), strict=True)
     return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+
+
+def _periodic(family: Family) -> Tensor:
+    return torch.tensor([p.periodic for p in family.parameters.values()])
+
+
+def _inside(family: Family, u: Tensor) -> Tensor:
+    """Coordinates (P, D) or (D,) brought into the range: the nearest end, or round and round."""
+    low, high = _bounds(family)
+    return torch.where(_periodic(family), low + (u - low) % (high - low), torch.minimum(torch.maximum(u, low), high))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +149,7 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
     its range that wants to leave it stays there. Stops when a step would gain less than 1e-9 nats, or gains nothing at all.
     """
     low, high = _bounds(evidence.family)
-    periodic = torch.tensor([p.periodic for p in evidence.family.parameters.values()])
+    periodic = _periodic(evidence.family)
     slope = torch.zeros_like(u) if slope is None else slope
     for _ in range(steps):
         value, gradient, hessian = evidence.derivatives(u, free)
@@ -157,9 +165,7 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
         direction = direction / scale
         if float(whole @ direction) < 1e-9:
             break
-        trials = torch.stack([u + direction * 0.5**k for k in range(6)])
-        inside = torch.minimum(torch.maximum(trials, low), high)
-        trials = torch.where(periodic, low + (trials - low) % (high - low), inside)
+        trials = _inside(evidence.family, torch.stack([u + direction * 0.5**k for k in range(6)]))
         gains = (evidence.grid(trials) - trials @ slope > value).nonzero()[:, 0]
         if not len(gains):
             break
@@ -171,7 +177,26 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
     return _Peak(u, value, interior, torch.linalg.inv(precision) if concave else None)
 
 
-def _unbiased(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor) -> tuple[_Peak, Tensor] | None:
+def _unbiased(evidence: Evidence, peak: _Peak, posterior: Posterior, samples: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """θ̂ without the bias, its standard errors, and by how much the posterior is too narrow, all in u and (D,); None if samples do not tell.
+
+    By the corrected maximum, or where there is none by matched scores.
+    """
+    width = posterior.widths[posterior.best]
+    corrected = _corrected(evidence, peak, width, samples)
+    if corrected is not None:
+        top, covariance = corrected
+        u, error, narrow = top.u, top.errors(covariance), top.errors(top.covariance)
+    else:
+        matched = _matched(evidence, peak.u, peak.interior, width, samples)
+        if matched is None:
+            return None
+        u, error = matched
+        narrow = posterior.spread
+    return u, error, (error / narrow).nan_to_num(1.0, posinf=1.0).clamp_min(1.0)
+
+
+def _corrected(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor) -> tuple[_Peak, Tensor] | None:
     """The maximum of log p(m given θ) − log Z(θ), Z = ∫ p(m given θ) dm, and the covariance of its interior u; None where there is none.
 
     By the first derivative of log Z where the maximum is, the mean of the scores of samples measured there, which is looked up again where
@@ -190,6 +215,42 @@ def _unbiased(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor) -
         if inverse is None or not bool((top.interior == peak.interior).all()):
             return None
     return top, inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse * (1 + 1 / len(samples))
+
+
+def _matched(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, samples: Tensor, rounds: int = 2) -> tuple[Tensor, Tensor] | None:
+    """θ for which samples, measured, have on average the score at u that m has there, and its standard errors, both in u and (D,).
+
+    Nothing is asked of the energy but that its scores tell one θ from another: not that it is normalised, nor that the log evidence is
+    smooth or has a maximum at u. By ``rounds`` of Newton's method with C, the derivative of the mean score by θ at u, from differences over
+    ``width`` with the same noise. The covariance is C⁻¹ J C⁻ᵀ (1 + 1/N), J that of the scores, 1/N for the mean of N. An end of the range
+    has no standard error.
+
+    None where the scores are not finite, or do not tell θ apart (C is not positive definite), or come no nearer.
+
+    Source: Gallant and Tauchen, Which moments to match?, Econometric Theory 12 (1996), where the energy is called the auxiliary model.
+    """
+    _, shown, _ = evidence.derivatives(u, free)
+    index, columns = free.nonzero()[:, 0], []
+    for a in index:
+        aside = torch.zeros_like(u).index_put((a,), width[a])
+        ends = [_inside(evidence.family, u + sign * aside) for sign in (1, -1)]
+        above, below = (evidence.scores(u, free, samples, end).mean(0) for end in ends)
+        columns.append((above - below) / evidence.family.offsets(ends[0], ends[1])[a])
+    response, truth, far = torch.stack(columns, 1), u, math.inf
+    if not bool(response.isfinite().all() and (torch.linalg.eigvalsh(response + response.T) > 0).all()):
+        return None
+    inverse = torch.linalg.inv(response)
+    for _ in range(rounds):
+        scores = evidence.scores(u, free, samples, truth)
+        off = shown - scores.mean(0)
+        before, far = far, float(off @ inverse @ off)
+        if not far < before:  # nor finite
+            return None
+        truth = _inside(evidence.family, truth.index_put((index,), truth[index] + inverse @ off))
+    covariance = inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse.T * (1 + 1 / len(samples))
+    low, high = _bounds(evidence.family)
+    errors = torch.full_like(u, math.nan).index_put((index,), covariance.diagonal().sqrt())
+    return truth, errors.where(_periodic(evidence.family) | ((truth > low) & (truth < high)), math.nan)
 
 
 def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:

@@ -82,20 +82,22 @@ class Evidence:
         hessian = torch.stack(rows)
         return float(value.detach()), gradient.detach(), 0.5 * (hessian + hessian.T)
 
-    def scores(self, u: Tensor, free: Tensor, images: Tensor) -> Tensor:
-        """∂ log p(m_i given u)/∂u, (N, F), of images x_i, (N, C, H, W), measured at u itself, in the coordinates that are ``free``.
+    def scores(self, u: Tensor, free: Tensor, images: Tensor, truth: Tensor | None = None) -> Tensor:
+        """∂ log p(m_i given u)/∂u, (N, F), in the ``free`` coordinates, of images x_i, (N, C, H, W), measured at ``truth`` (None: u).
 
-        For images from the prior their mean is ∂ log Z/∂u, Z the integral of p(m given u) over m, and so 0 for an exact energy, whose
-        Fisher information is then their covariance.
+        For images from the prior and measured at u their mean is ∂ log Z/∂u, Z the integral of p(m given u) over m, and so 0 for an exact
+        energy, whose Fisher information is then their covariance, and the derivative of their mean by the truth. Noise is of the same
+        random numbers for every truth.
         """
         index, found = free.nonzero()[:, 0], []
         # Neither the numbers of the draws of what is not observed, nor those that the images may come from.
         generator = torch.Generator(self.measurement.device).manual_seed(self.seed + 1_000_003)
         for x in images.to(self.measurement).split(max(1, _NUMBERS // (8 * self.measurement.numel()))):
-            rows = u.expand(len(x), -1)
-            operator, sigma = self.family.degradation(self.family.values(rows.to(x.device)))
+            at = (u if truth is None else truth).expand(len(x), -1)
+            operator, sigma = self.family.degradation(self.family.values(at.to(x.device)))
             m = operator.measure(x, sigma, generator)
             with torch.enable_grad():
+                rows = u.expand(len(x), -1)
                 leaf = rows[:, index].clone().requires_grad_()
                 value = self._of(m, rows.index_put((torch.arange(len(x))[:, None], index), leaf))
                 found.append(torch.autograd.grad(value.sum(), leaf)[0])

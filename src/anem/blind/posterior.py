@@ -76,6 +76,12 @@ class Posterior:
         return (self.probabilities[:, None] * (unwrapped - self.mean).square()).sum(0).sqrt()
 
     @cached_property
+    def spread(self) -> Tensor:
+        """Posterior standard deviation of the coordinates u, (D,)."""
+        offsets = self.family.offsets(self.centres, self.centres[self.best])
+        return (self.probabilities @ (offsets - self.probabilities @ offsets).square()).sqrt()
+
+    @cached_property
     def entropy(self) -> float:
         """−∫ p(u) log p(u) du in nats, differential where θ is continuous; log volume of the range if the measurement says nothing."""
         p = self.probabilities

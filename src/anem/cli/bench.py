@@ -48,6 +48,8 @@ class Bench:
     """of all random numbers"""
     compile: Compile = False
     device: Device = "cpu"
+    workers: int = 1
+    """processes that share the work, for benches that can be divided: audit, blind, diagnose, mala, schedules"""
     fresh: Flag = False
     """start over instead of continuing"""
 
@@ -64,6 +66,8 @@ class Bench:
         check_seed(self.seed)
         if self.images is not None and self.images < 1:
             raise ValueError(f"--images: wanted at least 1, got {self.images}")
+        if self.workers < 1:
+            raise ValueError(f"--workers: wanted at least 1, got {self.workers}")
         bench = load_bench(self.name, BENCHES)
         log = Console(stderr=True, highlight=False)
 
@@ -90,6 +94,7 @@ class Bench:
             compile=self.compile,
             device=self.device,
             fresh=self.fresh,
+            workers=self.workers,
             on_figure=show,
         )
         Console().print(table(report))

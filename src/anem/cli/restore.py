@@ -167,7 +167,7 @@ class Restore:
 
         recorder = PathRecorder()
         yield recorder
-        plot_paths({self.schedule: recorder}, folder / "schedule.png")
+        plot_paths({self.schedule: (recorder.basis, recorder.values)}, folder / "schedule.png")
 
 
 def estimated(
