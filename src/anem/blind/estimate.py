@@ -239,15 +239,17 @@ def _matched(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, samples
     response, truth, far = torch.stack(columns, 1), u, math.inf
     if not bool(response.isfinite().all() and (torch.linalg.eigvalsh(response + response.T) > 0).all()):
         return None
-    inverse = torch.linalg.inv(response)
+    inverse, covariance = torch.linalg.inv(response), None
     for _ in range(rounds):
         scores = evidence.scores(u, free, samples, truth)
+        if covariance is None:  # where C is from
+            covariance = inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse.T * (1 + 1 / len(samples))
         off = shown - scores.mean(0)
         before, far = far, float(off @ inverse @ off)
         if not far < before:  # nor finite
             return None
         truth = _inside(evidence.family, truth.index_put((index,), truth[index] + inverse @ off))
-    covariance = inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse.T * (1 + 1 / len(samples))
+    assert covariance is not None
     low, high = _bounds(evidence.family)
     errors = torch.full_like(u, math.nan).index_put((index,), covariance.diagonal().sqrt())
     return truth, errors.where(_periodic(evidence.family) | ((truth > low) & (truth < high)), math.nan)
