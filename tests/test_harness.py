@@ -1,6 +1,7 @@
 """The frame of the benches: aims, quick runs, resuming, and the JSON file."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -313,6 +314,24 @@ def test_pieces_are_shared_by_workers_and_read_back(start, tmp_path):
     for other in ({"seed": 1}, {"fresh": True, "seed": 1}):
         start(count_pieces, **other)
         assert all(torch.load(file, weights_only=True)["process"] == os.getpid() for file in files)
+
+
+def sections(context: Context) -> None:
+    """A bench of two sections, and a figure of both."""
+    for name, value in (("a", 1.0), ("b", math.inf)):
+        context.section(name, lambda name=name, value=value: context.figure(name, value, aim="≤ 2"))
+    if not context.worker:
+        context.figure("worked", len({f for f in context.out.glob("pieces/*.json") if f.name != "of.json"}))
+
+
+def test_sections_of_workers_are_taken_over(start, tmp_path):
+    assert start(sections).figures["worked"].value == 0
+    (tmp_path / "b.json").unlink()
+    report = start(sections, workers=2)
+    assert report.figures == Report.read(tmp_path / "b.json").figures
+    assert report.figures["worked"].value == 2
+    a, b = report.figures["a"], report.figures["b"]
+    assert (a.value, a.aim, a.holds) == (1.0, "≤ 2", True) and (b.value, b.holds) == ("inf", False)
 
 
 def test_a_worker_that_fails_leaves_its_pieces_and_the_run_says_why(start):

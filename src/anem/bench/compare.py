@@ -9,8 +9,8 @@ ours − the other's, with 95 % bootstrap intervals, paired by image.
 Each method is tuned on 32 tuning images, 16 at 250 calls and 16 at 1000: the setting with the least LPIPS there is used, or the next best
 if it breaks down on a judged image. At 1000 calls the two best of 250 are tried. LPIPS is also one of the measures that methods are ranked
 by; KID, DISTS, PSNR and SSIM were tuned for by nobody. Images judged are the tuning images after those, or with ``--split report`` test
-images from 2000 on; other images by ``--dataset``, see :mod:`anem.bench.compare_data`. σ is 0.01 for blur and the
-paper's; for the other tasks, where the paper has 1e-4, it is that of 8-bit rounding, 1.1e-3, below which all methods are told no less
+images from 2000 on, or from 2000 + ``--skip``; other images by ``--dataset``, see :mod:`anem.bench.compare_data`. σ is 0.01 for blur and
+the paper's; for the other tasks, where the paper has 1e-4, it is that of 8-bit rounding, 1.1e-3, below which all methods are told no less
 noise than digits have.
 
 Priors are read from ``--trained``; a quick run takes the model given where one is missing, says so, and leaves out the methods that need a
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class Size:
 
 
 def run(context: Context) -> None:
-    """Every task at every number of calls: tuning, restoration, judgement, differences; then the table."""
+    """Every method at every task: tuning, restoration, judgement; then differences, pictures and the table."""
     size = Size.quick() if context.quick else Size()
     names = _chosen("methods", context.methods or tuple(METHODS), METHODS)
     tasks = _chosen("tasks", context.tasks or size.tasks, TASKS)
@@ -93,30 +94,48 @@ def run(context: Context) -> None:
         size = replace(size, restored={calls: min(count, context.images) for calls, count in size.restored.items()})
     models = _priors(context, names, tasks)
     judged = max(size.restored.values())
-    images = Images.of(context.dataset, context.data, context.split, sum(size.tuning.values()), judged, size.reference)
+    images = Images.of(context.dataset, context.data, context.split, sum(size.tuning.values()), judged, size.reference, context.skip)
     judge = Judge(context.data, context.load(context.model), images.reference)
     if judge.missing:
         context.figure("left out", "; ".join(judge.missing))
     parts = dict(zip(size.tuning, images.tuning.split(list(size.tuning.values())), strict=True))
-    best: dict[tuple[str, str], list[str]] = {}
-    for calls, count in size.restored.items():
+    for name, method in ((n, m) for n in tasks for m in names if (m, n) in models):
+        problems = {
+            calls: (
+                Problem.of(TASKS[name], parts[calls], context.seed + PRACTICE),
+                Problem.of(TASKS[name], images.judged[:count], context.seed),
+            )
+            for calls, count in size.restored.items()
+        }
+        context.section(f"{name}/{method}", partial(_method, context, judge, name, method, models[method, name], problems, size))
+    for calls, count in () if context.worker else size.restored.items():
         for name in tasks:
-            practice = Problem.of(TASKS[name], parts[calls], context.seed + PRACTICE)
             problem = Problem.of(TASKS[name], images.judged[:count], context.seed)
-            where, restored = f"{name}, {calls} calls", {}
+            where = f"{name}, {calls} calls"
             if (kernel := judge.kernel(problem.x)) is not None and not context.done(f"{where}/truth/KID"):
                 context.figure(f"{where}/truth/KID", float(kernel(torch.ones(1, count, dtype=torch.float64))))
+            restored = {}
             for method in (m for m in names if (m, name) in models):
+                setting = str(context.report.figures[f"{where}/{method}/setting"].value)
                 model = models[method, name]
-                tried = best.get((method, name), [])[: size.again] or list(METHODS[method].settings)[: size.settings]
-                settings = _tune(context, judge, f"{where}/{method}", method, model, practice, calls, tried)
-                few = size.diverse if calls == min(size.restored) else 0
-                restored[method] = _result(context, judge, f"{where}/{method}", method, settings, model, problem, calls, few)
-                best.setdefault((method, name), settings)
+                restored[method] = _result(context, judge, f"{where}/{method}", method, [setting], model, problem, calls, 0)
             good = {method: r.x for method, r in restored.items() if r is not None}
             _differences(context, judge, where, good, problem, broken=tuple(m for m, r in restored.items() if r is None))
             _picture(context, where, good, problem, size.shown)
             write_table(context.report, context.out / "comparison.md")
+
+
+def _method(
+    context: Context, judge: Judge, task: str, method: str, model: Model, problems: Mapping[int, tuple[Problem, Problem]], size: Size
+) -> None:
+    """One method at one task: tuned and judged at every number of calls, whose problems these are: to tune on, and to judge by."""
+    best: list[str] = []
+    for calls, (practice, problem) in problems.items():
+        where = f"{task}, {calls} calls/{method}"
+        tried = best[: size.again] or list(METHODS[method].settings)[: size.settings]
+        settings = _tune(context, judge, where, method, model, practice, calls, tried)
+        best = best or settings
+        _result(context, judge, where, method, settings, model, problem, calls, size.diverse if calls == min(problems) else 0)
 
 
 def _chosen(what: str, wanted: tuple[str, ...], known: Mapping[str, Any]) -> tuple[str, ...]:

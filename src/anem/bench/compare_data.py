@@ -26,12 +26,13 @@ class Images:
     reference: Tensor
 
     @classmethod
-    def of(cls, dataset: str, data: Path, split: str, tuning: int, judged: int, reference: int) -> Images:
+    def of(cls, dataset: str, data: Path, split: str, tuning: int, judged: int, reference: int, skip: int = 0) -> Images:
         """The first images of each part of a data set.
 
         MNIST has its own parts (:data:`anem.data.MNIST_SPLITS`). Any other set is divided by the order of its images: the first quarter
         for tuning, the second for reference, the second half for the one report; with ``split`` "tuning" what is judged are the images
-        of the first quarter after those of the tuning. Of an ``.npz`` file ``x_train`` is read.
+        of the first quarter after those of the tuning. Of an ``.npz`` file ``x_train`` is read. ``skip`` images are left out before those
+        judged.
 
         Raises:
             ValueError: no such data, or too few images.
@@ -46,9 +47,9 @@ class Images:
             ranges = [range(n // 4), range(n // 4, n // 2), range(n // 2, n)]
         first = _take(dataset, "tuning", parts[0], ranges[0], tuning)
         if split == "tuning":
-            chosen = _take(dataset, "tuning", parts[0], ranges[0][tuning:], judged)
+            chosen = _take(dataset, "tuning", parts[0], ranges[0][tuning + skip :], judged)
         else:
-            chosen = _take(dataset, "the report", parts[2], ranges[2], judged)
+            chosen = _take(dataset, "the report", parts[2], ranges[2][skip:], judged)
         return cls(first, chosen, _take(dataset, "reference", parts[1], ranges[1], min(reference, len(ranges[1]))))
 
 

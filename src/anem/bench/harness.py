@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,7 +148,7 @@ class Context:
         data: folder of the data sets (``make data``).
         split: "tuning", the images to try things out on, or "report", those of the one report at the end.
         images: images to train each model on, for benches that train, or to restore, for "compare"; None for the bench's own number.
-        tasks, methods: what to compare, for benches that do; all if empty.
+        tasks, methods: what to compare, for benches that do; all if empty. skip: how many images to leave out before those compared.
         trained: folder of training runs whose models are compared.
         dataset: images to compare methods on: "mnist", or what :class:`anem.data.DataConfig` reads.
         compile: whether networks are compiled before they are judged. device: where they compute; all else stays on the CPU.
@@ -170,6 +170,7 @@ class Context:
         methods: tuple[str, ...] = (),
         trained: Path = Path("runs"),
         dataset: str = "mnist",
+        skip: int = 0,
         compile: bool = False,
         device: str = "cpu",
         worker: bool = False,
@@ -182,7 +183,7 @@ class Context:
         self.data = data
         self.split = split
         self.images = images
-        self.tasks, self.methods, self.trained, self.dataset = tasks, methods, trained, dataset
+        self.tasks, self.methods, self.trained, self.dataset, self.skip = tasks, methods, trained, dataset, skip
         self.seed = report.seed
         self.compile, self.device, self.worker = compile, device, worker
         self._save = save
@@ -210,8 +211,6 @@ class Context:
         Raises:
             ValueError: a key used twice in this run, ``holds`` without an aim, or an aim that cannot be read.
         """
-        if self.worker:
-            return
         if isinstance(value, torch.Tensor) or hasattr(value, "item"):
             value = value.item()
         if holds is not None and aim is None:
@@ -257,6 +256,25 @@ class Context:
                 found.append(torch.load(file, weights_only=True))
         return None if self.worker else found
 
+    def section(self, label: str, run: Callable[[], None]) -> None:
+        """Figures that ``run`` makes and that no other section needs: if a worker has made them they are taken over.
+
+        A worker makes those of sections that nobody else is at, and keeps them for the report. Files that ``run`` writes are its own
+        affair.
+        """
+        file = pieces_folder(self.out) / f"{hashlib.sha256(label.encode()).hexdigest()[:16]}.json"
+        if not self.worker and not file.exists():
+            run()
+        elif not self.worker:
+            for key, figure in json.loads(file.read_text(encoding="utf-8")).items():
+                self.report.figures[key] = Figure(**figure)
+                self._made.add(key)
+                self._save(key, self.report.figures[key])
+        elif _claim(file):
+            before = set(self.report.figures)
+            run()
+            write_json(file, {key: asdict(figure) for key, figure in self.report.figures.items() if key not in before})
+
     def generator(self, *labels: str | int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator that depends on the seed and the labels only, so that a resumed run draws what an uninterrupted one would."""
         digest = hashlib.sha256(repr((self.seed, *labels)).encode()).digest()
@@ -291,6 +309,7 @@ def run_bench(
     methods: tuple[str, ...] = (),
     trained: Path = Path("runs"),
     dataset: str = "mnist",
+    skip: int = 0,
     compile: bool = False,
     device: str = "cpu",
     fresh: bool = False,
@@ -340,7 +359,7 @@ def run_bench(
         on_figure(key, figure)
 
     settings: dict[str, Any] = {"model": model, "data": data, "split": split, "images": images, "tasks": tasks, "methods": methods}
-    settings |= {"trained": trained, "quick": quick, "out": out, "dataset": dataset, "compile": compile, "device": device}
+    settings |= {"trained": trained, "quick": quick, "out": out, "dataset": dataset, "skip": skip, "compile": compile, "device": device}
     _prepare_pieces(out, report, fresh)
     if workers > 1:
         _work(run, report, settings, workers)

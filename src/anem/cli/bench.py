@@ -44,12 +44,14 @@ class Bench:
     """folder of training runs, for compare"""
     dataset: Annotated[str, arg(metavar="D")] = "mnist"
     """images to compare methods on: mnist, or a folder or .npz file, whose images are divided by their order"""
+    skip: int = 0
+    """images to leave out before those that are judged, for compare: what was looked at while a method was made"""
     seed: int = 0
     """of all random numbers"""
     compile: Compile = False
     device: Device = "cpu"
     workers: int = 1
-    """processes that share the work, for benches that can be divided: audit, blind, diagnose, mala, schedules"""
+    """processes that share the work, for benches that can be divided: audit, blind, compare, diagnose, mala, schedules"""
     fresh: Flag = False
     """start over instead of continuing"""
 
@@ -66,6 +68,8 @@ class Bench:
         check_seed(self.seed)
         if self.images is not None and self.images < 1:
             raise ValueError(f"--images: wanted at least 1, got {self.images}")
+        if self.skip < 0:
+            raise ValueError(f"--skip: wanted at least 0, got {self.skip}")
         if self.workers < 1:
             raise ValueError(f"--workers: wanted at least 1, got {self.workers}")
         bench = load_bench(self.name, BENCHES)
@@ -91,6 +95,7 @@ class Bench:
             methods=self.methods,
             trained=self.trained,
             dataset=self.dataset,
+            skip=self.skip,
             compile=self.compile,
             device=self.device,
             fresh=self.fresh,
@@ -113,6 +118,7 @@ class Bench:
         words += ["--methods", *self.methods] if self.methods else []
         words += ["--trained", str(self.trained)] if self.trained != Path("runs") else []
         words += ["--dataset", self.dataset] if self.dataset != "mnist" else []
+        words += ["--skip", str(self.skip)] if self.skip else []
         words += ["--seed", str(self.seed)] if self.seed else []
         words += ["--compile"] if self.compile else []
         words += ["--device", self.device] if self.device != "cpu" else []
