@@ -107,12 +107,18 @@ def run(context: Context) -> None:
     model = context.load(context.model)
     data = load_dataset(mnist(context.split, str(context.data / "mnist.npz")))
     size = Size.quick() if context.quick else Size()
-    _losses(context, model, data, size)
-    _bases_and_slopes(context, model, data, size)
-    _bits(context, model, data, size)
-    _log_z(context, model, data, size)
-    for name in TASKS:
-        _restore(context, model, data, size, name)
+
+    def probabilities() -> None:
+        _bits(context, model, data, size)
+        _log_z(context, model, data, size)
+
+    sections = {
+        "losses": partial(_losses, context, model, data, size),
+        "bases": partial(_bases_and_slopes, context, model, data, size),
+        "probabilities": probabilities,
+    }
+    for label, make in (sections | {f"restoring {name}": partial(_restore, context, model, data, size, name) for name in TASKS}).items():
+        context.section(label, make)
 
 
 def _images(context: Context, data: ImageData | StreamedData, count: int, *labels: str) -> Tensor:
