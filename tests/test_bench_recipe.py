@@ -12,7 +12,7 @@ from PIL import Image
 
 from anem.bases import Mixed
 from anem.bench import harness, recipe
-from anem.bench.harness import run_bench
+from anem.bench.harness import Context, run_bench
 from anem.bench.recipe import NOISE, Size
 from anem.bench.recipe_curves import QUANTITIES, reached
 from anem.bench.recipe_network import RecipeConfig, RecipeNetwork
@@ -164,7 +164,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "build_parts", lambda config: replace(build_parts(config), model=ours))
     advance, calls = recipe.advance, []
 
-    def start(out, interrupt=math.inf):
+    def start(out, interrupt=math.inf, workers=1):
         def counted(contender, images):
             model, seconds = advance(contender, images)
             calls.append((contender.name, images, seconds > 0))
@@ -175,9 +175,24 @@ def bench(tmp_path, monkeypatch):
         calls.clear()
         monkeypatch.setattr(recipe, "advance", counted)
         settings = {"json_file": tmp_path / f"{out}.json", "out": tmp_path / out, "data": tmp_path}
-        return run_bench(recipe.run, "recipe", command="recipe", **settings).figures
+        return run_bench(recipe.run, "recipe", command="recipe", workers=workers, **settings).figures
 
     return start, calls
+
+
+def test_trainings_side_by_side_come_to_the_same(bench, tmp_path, monkeypatch):
+    start, calls = bench
+    figures = start("turns")
+
+    def work(run, report, settings, workers):
+        run(Context(report, worker=True, **settings))  # in this process, which has the tiny sizes
+        run(Context(report, worker=True, **settings))  # nothing is left to claim
+
+    monkeypatch.setattr(harness, "_work", work)
+    assert start("beside", workers=2) == figures
+    assert [c[:2] for c in calls[:6]] == [(n, images) for n in ("ours", "recipe at 2e-4", "recipe at 1e-3") for images in (2, 4)]
+    assert not any(trained for *_, trained in calls[6:])
+    assert Image.open(tmp_path / "beside" / "curves.png").width > 600
 
 
 def test_turns_alternate_and_an_interrupted_race_goes_on_as_if_it_had_not_been(bench, tmp_path):

@@ -256,6 +256,10 @@ class Context:
                 found.append(torch.load(file, weights_only=True))
         return None if self.worker else found
 
+    def claim(self, label: str) -> bool:
+        """Whether this process is the one to do what the label names; it is unless it is a worker and another was first."""
+        return not self.worker or _claim(pieces_folder(self.out) / f"{hashlib.sha256(label.encode()).hexdigest()[:16]}.done")
+
     def section(self, label: str, run: Callable[[], None]) -> None:
         """Figures that ``run`` makes and that no other section needs: if a worker has made them they are taken over.
 

@@ -8,7 +8,8 @@ turn the averaged weights are judged on training images 55,000 and up, with the 
 * energy error: |dE[U]/d log σ² − ½(1 − mmse/σ²)| for white noise, averaged over the σ² of the digits bench, nats/dim; it needs no constant.
 
 Aim: ours is at or below the recipe's last value, and stays there, in a fifth of the time that the recipe took to stay there itself.
-The files NAME.json beside the report have the curves and curves.png shows them; an interrupted bench goes on from the last point of each.
+With ``--workers 3`` they run side by side, each on a clock of its own processor time. The files NAME.json beside the report have the
+curves and curves.png shows them; an interrupted bench goes on from the last point of each.
 Setting up, judging and writing checkpoints is not on the clock. Needs ``make data``.
 
 The same for all: images and their order, batches of 32 (small ones give a CPU the most images a second), Adam, gradients cut to norm 1, the
@@ -27,6 +28,7 @@ A network of standard layers pays for their second derivatives; multiply-adds sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -134,14 +136,27 @@ def run(context: Context) -> None:
         settings = to_dict(replace(contender.config, output="", images=1)) | {"losses": size.losses, "images": size.images}
         file = context.out / f"{Path(contender.config.output).name}.json"
         curves[contender.name] = Record.open(file, settings, context.report.commit)
-        rewind(contender, curves[contender.name].last.images)
-    while going := [c for c in all_of_them if not curves[c.name].stopped and curves[c.name].last.seconds < size.seconds]:
-        contender = min(going, key=lambda c: curves[c.name].last.seconds)
-        _turn(context, contender, curves[contender.name], x, size)
-        plot_curves(curves, context.out / "curves.png")
+    if context.worker:
+        for contender in all_of_them:
+            if context.claim(contender.name):
+                _race(context, [contender], curves, x, size)
+        return
+    _race(context, all_of_them, curves, x, size)
+    plot_curves(curves, context.out / "curves.png")
     for contender in all_of_them:
         _report(context, contender, curves[contender.name], x[: size.images])
     _compare(context, curves)
+
+
+def _race(context: Context, racing: Sequence[Contender], curves: dict[str, Record], x: Tensor, size: Size) -> None:
+    """Turns of some of the trainings until each has had its time."""
+    for contender in racing:
+        rewind(contender, curves[contender.name].last.images)
+    while going := [c for c in racing if not curves[c.name].stopped and curves[c.name].last.seconds < size.seconds]:
+        contender = min(going, key=lambda c: curves[c.name].last.seconds)
+        _turn(context, contender, curves[contender.name], x, size)
+        if not context.worker:
+            plot_curves(curves, context.out / "curves.png")
 
 
 def _turn(context: Context, contender: Contender, curve: Record, x: Tensor, size: Size) -> None:

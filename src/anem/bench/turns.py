@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from anem.bench.harness import Context, write_json
+from anem.bench.harness import Context, pieces_folder, write_json
 from anem.energy import EnergyModel
 from anem.train import Callback, NonFiniteLoss, Parts, StepRecord, TrainConfig, TrainState, train
 from anem.train.checkpoint import write_atomically
@@ -169,7 +169,7 @@ def spend(contender: Contender, record: Record, seconds: float, images: float, t
 
 
 def sweep(context: Context) -> None:
-    """Empty the folder of a quick run that begins: it is to show that everything runs, not to go on."""
-    if context.quick and not context.report.figures:
+    """Empty the folder of a quick run that begins, unless workers have: it is to show that everything runs, not to go on."""
+    if context.quick and not context.report.figures and not context.worker and not any(pieces_folder(context.out).glob("*.claim")):
         shutil.rmtree(context.out, ignore_errors=True)
         context.out.mkdir(parents=True)

@@ -51,7 +51,7 @@ class Bench:
     compile: Compile = False
     device: Device = "cpu"
     workers: int = 1
-    """processes that share the work, for benches that can be divided: audit, blind, compare, diagnose, digits, mala, schedules"""
+    """processes that share the work, for benches that can be divided: audit, blind, compare, diagnose, digits, mala, recipe, schedules"""
     fresh: Flag = False
     """start over instead of continuing"""
 
