@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -284,36 +285,52 @@ def test_the_commit_and_the_code_change_with_the_package(tmp_path, monkeypatch):
 
 
 def count_pieces(context: Context) -> None:
-    """A bench of four pieces that say in which process they were made; one of them takes long, so that no process makes all."""
-    made = context.pieces("numbers", [0, 1, 2, 3], make_piece)
-    if made is None:
-        return
-    context.figure("sum", sum(float(piece["value"].sum()) for piece in made))
-    context.figure("processes", len({piece["process"] for piece in made}))
+    """A bench of four pieces that say in which process they were made."""
+    made = context.pieces("numbers", [(i, context.out / "log") for i in range(4)], make_piece)
+    if made is not None:
+        context.figure("sum", sum(float(piece["value"].sum()) for piece in made))
+        context.figure("processes", len({piece["process"] for piece in made}))
 
 
-def make_piece(i: int) -> dict:
-    deadline = time.monotonic() + (0.5 if i < 2 else 0.0)
-    while time.monotonic() < deadline:
+def make_piece(item: tuple) -> dict:
+    """Logged; the first waits until another process has begun one, if there is one within ten seconds."""
+    i, log = item
+    with log.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    deadline = time.monotonic() + 10
+    while i == 0 and multiprocessing.parent_process() and len(set(log.read_text().split())) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     return {"value": torch.full((2,), float(i)), "process": os.getpid()}
 
 
 def test_pieces_are_shared_by_workers_and_read_back(start, tmp_path):
     report = start(count_pieces, workers=2)
-    assert report.figures["sum"].value == 12 and report.figures["processes"].value in (1, 2)
+    assert report.figures["sum"].value == 12 and report.figures["processes"].value == 2 and report.workers == 2
+    log = tmp_path / "out" / "log"
+    assert len(log.read_text().split()) == 4 and str(os.getpid()) not in log.read_text()  # once each, and none of them here
     files = sorted((tmp_path / "out" / "pieces").glob("*.pt"))
     assert len(files) == 4
-    made_here = [torch.load(file, weights_only=True)["process"] == os.getpid() for file in files]
-    assert not any(made_here)
     (tmp_path / "b.json").unlink()
     files[0].unlink()
-    again = start(count_pieces)  # what is left is read back, in one process
-    assert again.figures["sum"].value == 12
-    assert sum(torch.load(file, weights_only=True)["process"] == os.getpid() for file in files) == 1
-    for other in ({"seed": 1}, {"fresh": True, "seed": 1}):
+    again = start(count_pieces)  # what is left is read back
+    assert again.figures["sum"].value == 12 and log.read_text().split()[4:] == [str(os.getpid())]
+    for k, other in enumerate(({"seed": 1}, {"fresh": True, "seed": 1})):
         start(count_pieces, **other)
-        assert all(torch.load(file, weights_only=True)["process"] == os.getpid() for file in files)
+        assert len(log.read_text().split()) == 5 + 4 * (k + 1)
+
+
+def test_a_fresh_run_goes_on_with_what_it_has_made(start, tmp_path):
+    start(count_pieces)
+
+    def cut(context):
+        context.pieces("numbers", [(i, context.out / "log") for i in range(2)], make_piece)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start(cut, fresh=True)
+    assert not (tmp_path / "b.json").exists() and (tmp_path / "b.json.bak").exists()
+    assert start(count_pieces).figures["sum"].value == 12
+    assert len((tmp_path / "out" / "log").read_text().split()) == 4 + 2 + 2
 
 
 def sections(context: Context) -> None:
@@ -330,6 +347,8 @@ def test_sections_of_workers_are_taken_over(start, tmp_path):
     report = start(sections, workers=2)
     assert report.figures == Report.read(tmp_path / "b.json").figures
     assert report.figures["worked"].value == 2
+    (tmp_path / "b.json").unlink()
+    assert start(lambda context: context.section("a", lambda: None)).figures.keys() == {"a"}
     a, b = report.figures["a"], report.figures["b"]
     assert (a.value, a.aim, a.holds) == (1.0, "≤ 2", True) and (b.value, b.holds) == ("inf", False)
 
@@ -357,3 +376,4 @@ def test_claims_of_workers_that_are_gone_are_forgotten(start, tmp_path):
         file.unlink()
     (tmp_path / "b.json").unlink()
     assert start(count_pieces, workers=2).figures["sum"].value == 12
+    assert (tmp_path / "out" / "log").read_text().split().count(str(os.getpid())) == 4  # none but the first four

@@ -118,66 +118,88 @@ def test_scores_that_are_not_finite_leave_the_estimate_as_it_is(monkeypatch):
     assert MODULE._corrected(evidence, dataclasses.replace(top, covariance=None), width, m) is None
 
 
-def matched(evidence, top, width, samples):
-    return MODULE._matched(evidence, top.u, torch.ones(len(top.u), dtype=torch.bool), width, samples)
+FREE, START, WIDTH = torch.tensor([True]), torch.tensor([0.2], dtype=torch.float64).log(), torch.tensor([0.05], dtype=torch.float64)
 
 
-def test_matched_scores_take_a_missing_normaliser_off():
-    """Over measurements the estimate is that of the exact energy, with its errors, where the maximum is off to one side."""
-    family, free = FAMILIES["white"]((1, 1, 8, 8)), torch.tensor([True])
-    samples, start, width = (
-        EXACT.sample(400, torch.Generator().manual_seed(5)),
-        torch.tensor([0.2]).double().log(),
-        torch.tensor([0.05]).double(),
-    )
-    off = []
+class Doubled(Unnormalised):
+    """Twice the exact energy: C is twice the information, J four times, so C⁻¹ would be half the variance."""
+
+    def energy(self, y, cov):
+        return 2 * EXACT.energy(y, cov)
+
+
+@pytest.mark.parametrize(("model", "off"), [(Unnormalised(-0.03), 0.5), (Doubled(), 0.0)], ids=["unnormalised", "doubled"])
+def test_matched_scores_are_those_of_the_exact_energy(model, off):
+    """Over measurements: the estimate is the exact maximum, with its errors, where the maximum is off or the curvature is wrong."""
+    family, samples = FAMILIES["white"]((1, 1, 8, 8)), EXACT.sample(400, torch.Generator().manual_seed(5))
+    rows = []
     for seed in range(12):
         m = measure(family, [0.2], seed=seed)
-        exact, evidence = (
-            MODULE._climb(e, start, free, width) for e in (Evidence(EXACT, m, family), Evidence(Unnormalised(-0.03), m, family))
-        )
-        u, said = MODULE._matched(Evidence(Unnormalised(-0.03), m, family), evidence.u, free, width, samples)
+        exact, biased = (MODULE._climb(Evidence(e, m, family), START, FREE, WIDTH) for e in (EXACT, model))
+        u, said = MODULE._matched(Evidence(model, m, family), biased, WIDTH, samples)
         error = exact.errors(exact.covariance)
-        off.append([float(v) for v in ((evidence.u - exact.u) / error, (u - exact.u) / error, said / error)])
-    before, after, ratio = torch.tensor(off).unbind(1)
-    assert float(before.mean()) > 0.5
-    assert float(after.abs().max()) < 0.3 and abs(float(after.mean())) < 0.1
+        rows.append([float(v) for v in ((biased.u - exact.u) / error, (u - exact.u) / error, said / error)])
+    before, after, ratio = torch.tensor(rows).unbind(1)
+    assert float(before.mean()) >= off
+    assert float(after.abs().max()) < 0.3 and abs(float(after.mean())) < 0.2  # it stops within a fifth
     assert 0.8 < float(ratio.mean()) < 1.2  # of the mean of 400, ± 4 %
 
 
-def test_matched_scores_need_no_maximum():
-    """From either side of it, a standard error away, the scores there lead to the estimate: to first order it does not matter."""
+def beside(evidence, away):
+    """Not a maximum: so many standard errors from one."""
+    top = MODULE._climb(evidence, START, FREE, WIDTH)
+    u = top.u + away * top.errors(top.covariance)
+    _, gradient, _ = evidence.derivatives(u, FREE)
+    return top, dataclasses.replace(top, u=u, gradient=gradient, covariance=None)
+
+
+@pytest.mark.parametrize("away", [-1.0, 1.0])
+def test_matched_scores_need_no_maximum(away):
+    """From either side, the scores there lead to the estimate: to first order it does not matter."""
     family = FAMILIES["white"]((1, 1, 8, 8))
-    evidence, top, width = peak(EXACT, measure(family, [0.2]), family)
+    evidence = Evidence(EXACT, measure(family, [0.2]), family)
+    top, start = beside(evidence, away)
+    u, said = MODULE._matched(evidence, start, WIDTH, EXACT.sample(400, torch.Generator().manual_seed(6)))
     errors = top.errors(top.covariance)
-    for away in (-1.0, 1.0):
-        start = dataclasses.replace(top, u=top.u + away * errors)
-        u, said = matched(evidence, start, width, EXACT.sample(400, torch.Generator().manual_seed(6)))
-        assert float(((u - top.u) / errors).abs()) < 0.3 and torch.allclose(said, errors, rtol=0.5)
+    assert float(((u - top.u) / errors).abs()) < 0.35 and torch.allclose(said, errors, rtol=0.5)
 
 
 def test_an_estimate_without_curvature_uses_matched_scores(monkeypatch):
-    family, model = FAMILIES["white"]((1, 1, 8, 8)), Unnormalised(-0.05)
+    """A model whose curvature is a quarter of its scores' variance: the posterior has to become wider, and does."""
+    family, model = FAMILIES["white"]((1, 1, 8, 8)), Doubled()
     m, samples = measure(family, [0.2]), EXACT.sample(400, torch.Generator().manual_seed(5))
     monkeypatch.setattr(MODULE, "searchable", lambda model, shape: (model, samples))
     monkeypatch.setattr(MODULE, "_corrected", lambda *arguments: None)
     found = estimate(model, m, family)
     evidence, top, width = peak(model, m, family)
-    u, said = matched(evidence, top, width, samples)
+    u, said = MODULE._matched(evidence, top, width, samples)
     torch.testing.assert_close(found.theta, u.exp())
     torch.testing.assert_close(found.standard_error, said * u.exp())
-    # As wide as said, where the cells are narrower.
-    assert float(found.posterior.spread) == pytest.approx(max(float(said), float(explore(evidence).spread)), rel=1e-6)
+    before = explore(evidence).spread
+    assert float(said) > 1.2 * float(before)
+    torch.testing.assert_close(found.posterior.spread, said)
 
 
-def test_scores_that_say_nothing_leave_the_estimate_as_it_is(monkeypatch):
-    """Not finite, the same for every θ, or further from those of m than before."""
+@pytest.mark.parametrize(
+    "scores",
+    [[float("nan")] * 8, [0.0] * 8, [-2.0, 2.0, 9.0, 9.0, 9.0, 9.0], [-2.0, 2.0, 1e9]],
+    ids=["not finite", "the same for every θ", "no nearer", "out of the range"],
+)
+def test_scores_that_say_nothing_leave_the_estimate_as_it_is(monkeypatch, scores):
     family, m = FAMILIES["white"]((1, 1, 8, 8)), measure(FAMILIES["white"]((1, 1, 8, 8)), [0.2])
-    evidence, top, width = peak(EXACT, m, family)
-    wild = iter([1.0, 0.0, 5.0, 50.0])
-    for scores in (lambda: torch.full((2, 1), float("nan")), lambda: torch.zeros(2, 1), lambda: torch.full((2, 1), next(wild))):
-        monkeypatch.setattr(evidence, "scores", lambda u, free, x, truth=None, scores=scores: scores().double())
-        assert matched(evidence, top, width, m) is None
+    evidence = Evidence(EXACT, m, family)
+    top, left = MODULE._climb(evidence, START, FREE, WIDTH), iter(scores)
+    monkeypatch.setattr(evidence, "scores", lambda u, free, x, truth=None: torch.full((2, 1), -next(left), dtype=torch.float64))
+    assert MODULE._matched(evidence, top, WIDTH, m) is None
+
+
+def test_an_estimate_at_the_end_of_every_range_stays_there(monkeypatch):
+    """A clean image has less noise than the least that is looked for."""
+    family, x = FAMILIES["white"]((1, 1, 8, 8)), EXACT.sample(1, torch.Generator().manual_seed(3))
+    samples = EXACT.sample(4, torch.Generator().manual_seed(5))
+    monkeypatch.setattr(MODULE, "searchable", lambda model, shape: (model, samples))
+    found = estimate(EXACT, x, family)
+    assert bool(found.at_edge.all()) and bool((found.bias == 0).all()) and bool(found.standard_error.isnan().all())
 
 
 def test_a_moved_posterior_is_the_same_in_other_places():
@@ -190,5 +212,6 @@ def test_a_moved_posterior_is_the_same_in_other_places():
     torch.testing.assert_close(moved.probabilities, p)
     torch.testing.assert_close(p @ moved.centres - start - 0.05, stretch * (p @ cells.centres - start))
     assert moved.entropy == pytest.approx(cells.entropy + float(stretch.log().sum()))
-    far = cells.moved(start, start + 10.0, stretch)  # an interval ends where the range does
+    far = cells.moved(start, start + 10.0, 1e3 * stretch)  # intervals and moments end where the range does
+    assert bool((far.mean <= torch.tensor([p.high for p in family.parameters.values()]) * (1 + 1e-12)).all() and far.std.isfinite().all())
     assert far.interval(0.9)[0, 1] <= family.parameters["std"].high * (1 + 1e-12)

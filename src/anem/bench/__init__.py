@@ -6,7 +6,7 @@ A bench is a module with a one-line docstring and a function ``run(context)`` th
 
 from anem.bench.harness import Context, Figure, Report, load_bench, run_bench, table
 
-__all__ = ["BENCHES", "Context", "Figure", "Report", "load_bench", "run_bench", "table"]
+__all__ = ["BENCHES", "SHARED", "Context", "Figure", "Report", "load_bench", "run_bench", "table"]
 
 BENCHES = {
     "oracle": "anem.bench.oracle",
@@ -25,3 +25,6 @@ BENCHES = {
     "diagnose": "anem.bench.diagnose",
 }
 """Module of every bench, by its name."""
+
+SHARED = ("audit", "blind", "compare", "diagnose", "digits", "mala", "recipe", "schedules")
+"""Those whose work several processes can share."""

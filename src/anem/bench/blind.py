@@ -29,7 +29,7 @@ from torch import Tensor
 
 from anem.bench.ablation import IMAGES
 from anem.bench.blind_plot import Found, plot_estimates
-from anem.bench.harness import Context
+from anem.bench.harness import Context, weights_digest
 from anem.bench.oracle import learn, make_prior
 from anem.blind import FAMILIES, Family, choose, estimate
 from anem.covariance import Covariance
@@ -179,7 +179,8 @@ def _box(
             continue
         theta = _boxes(size.images, outside, ratio)
         measured = _measurements(context, images[: size.images], family, theta, "box", str(outside), str(ratio))
-        found = _estimates(context, f"{row}/{name}", judged, measured, family, size)
+        which = weights_digest(str(_ablation(context)[name])) if name in ABLATION else ""
+        found = _estimates(context, f"{row}/{name}/{which}", judged, measured, family, size)
         if found is None:
             continue
         aims = {"side within one": "≥ 0.95"} if ratio >= 2 and judged is model else {}

@@ -9,7 +9,7 @@ ours − the other's, with 95 % bootstrap intervals, paired by image.
 Each method is tuned on 32 tuning images, 16 at 250 calls and 16 at 1000: the setting with the least LPIPS there is used, or the next best
 if it breaks down on a judged image. At 1000 calls the two best of 250 are tried. LPIPS is also one of the measures that methods are ranked
 by; KID, DISTS, PSNR and SSIM were tuned for by nobody. Images judged are the tuning images after those, or with ``--split report`` test
-images from 2000 on, or from 2000 + ``--skip``; other images by ``--dataset``, see :mod:`anem.bench.compare_data`. σ is 0.01 for blur and
+images from 2000 on, but for the first ``--skip``; other images by ``--dataset``, see :mod:`anem.bench.compare_data`. σ is 0.01 for blur and
 the paper's; for the other tasks, where the paper has 1e-4, it is that of 8-bit rounding, 1.1e-3, below which all methods are told no less
 noise than digits have.
 
@@ -23,6 +23,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -99,6 +100,9 @@ def run(context: Context) -> None:
     if judge.missing:
         context.figure("left out", "; ".join(judge.missing))
     parts = dict(zip(size.tuning, images.tuning.split(list(size.tuning.values())), strict=True))
+    for name, (calls, count) in () if context.worker else product(tasks, size.restored.items()):
+        if (kernel := judge.kernel(images.judged[:count])) is not None and not context.done(f"{name}, {calls} calls/truth/KID"):
+            context.figure(f"{name}, {calls} calls/truth/KID", float(kernel(torch.ones(1, count, dtype=torch.float64))))
     for name, method in ((n, m) for n in tasks for m in names if (m, n) in models):
         problems = {
             calls: (
@@ -107,14 +111,12 @@ def run(context: Context) -> None:
             )
             for calls, count in size.restored.items()
         }
-        context.section(f"{name}/{method}", partial(_method, context, judge, name, method, models[method, name], problems, size))
+        made_by = (context.report.figures[_prior_key(method, name)].value, judge.missing)
+        context.section(f"{name}/{method}/{made_by}", partial(_method, context, judge, name, method, models[method, name], problems, size))
     for calls, count in () if context.worker else size.restored.items():
         for name in tasks:
             problem = Problem.of(TASKS[name], images.judged[:count], context.seed)
-            where = f"{name}, {calls} calls"
-            if (kernel := judge.kernel(problem.x)) is not None and not context.done(f"{where}/truth/KID"):
-                context.figure(f"{where}/truth/KID", float(kernel(torch.ones(1, count, dtype=torch.float64))))
-            restored = {}
+            where, restored = f"{name}, {calls} calls", {}
             for method in (m for m in names if (m, name) in models):
                 setting = str(context.report.figures[f"{where}/{method}/setting"].value)
                 model = models[method, name]
@@ -158,7 +160,7 @@ def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) ->
         except ValueError as error:
             missing.append(str(error))
             where = None if conditional else context.model
-        key = f"prior/{name} {task}" if conditional else f"prior/{METHODS[name].prior}"
+        key = _prior_key(name, task)
         if key not in said:
             said.add(key)
             found = MISSING if where is None else _identity(where)
@@ -175,6 +177,12 @@ def _priors(context: Context, names: tuple[str, ...], tasks: tuple[str, ...]) ->
     if missing:
         context.figure("missing models", "; ".join(dict.fromkeys(missing)))
     return models
+
+
+def _prior_key(method: str, task: str) -> str:
+    """The figure that names what a method uses for a task."""
+    prior = METHODS[method].prior
+    return f"prior/{method} {task}" if prior == "conditional" else f"prior/{prior}"
 
 
 def _identity(where: str) -> str:

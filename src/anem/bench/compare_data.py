@@ -47,9 +47,9 @@ class Images:
             ranges = [range(n // 4), range(n // 4, n // 2), range(n // 2, n)]
         first = _take(dataset, "tuning", parts[0], ranges[0], tuning)
         if split == "tuning":
-            chosen = _take(dataset, "tuning", parts[0], ranges[0][tuning + skip :], judged)
+            chosen = _take(dataset, f"tuning after {tuning + skip}", parts[0], ranges[0][tuning + skip :], judged)
         else:
-            chosen = _take(dataset, "the report", parts[2], ranges[2][skip:], judged)
+            chosen = _take(dataset, "the report" + f" after --skip {skip}" * bool(skip), parts[2], ranges[2][skip:], judged)
         return cls(first, chosen, _take(dataset, "reference", parts[1], ranges[1], min(reference, len(ranges[1]))))
 
 

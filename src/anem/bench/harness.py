@@ -97,6 +97,7 @@ class Report:
         wall_s: seconds spent, those of interrupted runs included.
         weights: digest of those of the model given; "" if there is none.
         code: what identifies the package alone, see :func:`code`: commits that do not touch it are the same here.
+        workers: most processes that shared the work, and the processor while something was timed.
         figures: by key, in the order they were made.
     """
 
@@ -107,6 +108,7 @@ class Report:
     wall_s: float = 0.0
     weights: str = ""
     code: str = ""
+    workers: int = 1
     figures: dict[str, Figure] = field(default_factory=dict)
 
     @property
@@ -118,7 +120,7 @@ class Report:
         """The JSON form."""
         figures = {k: {"value": f.value, "aim": f.aim, "holds": f.holds} for k, f in self.figures.items()}
         head = {"name": self.name, "commit": self.commit, "code": self.code, "weights": self.weights, "seed": self.seed}
-        head |= {"wall_s": round(self.wall_s, 3), "command": self.command}
+        head |= {"wall_s": round(self.wall_s, 3), "command": self.command} | ({"workers": self.workers} if self.workers > 1 else {})
         return head | {"figures": figures}
 
     @classmethod
@@ -132,7 +134,7 @@ class Report:
             data = json.loads(file.read_text(encoding="utf-8"))
             figures = {k: Figure(f["value"], f["aim"], f["holds"]) for k, f in data["figures"].items()}
             head = (data[key] for key in ("name", "commit", "seed", "command", "wall_s"))
-            return cls(*head, data.get("weights", ""), data.get("code", ""), figures)
+            return cls(*head, data.get("weights", ""), data.get("code", ""), data.get("workers", 1), figures)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: not a bench report; move it away to start afresh") from error
 
@@ -242,6 +244,7 @@ class Context:
             label: what the files are called by, unique in the bench. make: plain values and tensors by name.
         """
         folder = pieces_folder(self.out)
+        folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(label.encode()).hexdigest()[:16]
         found = []
         for i, item in enumerate(items):
@@ -261,23 +264,22 @@ class Context:
         return not self.worker or _claim(pieces_folder(self.out) / f"{hashlib.sha256(label.encode()).hexdigest()[:16]}.done")
 
     def section(self, label: str, run: Callable[[], None]) -> None:
-        """Figures that ``run`` makes and that no other section needs: if a worker has made them they are taken over.
+        """Figures that ``run`` makes, that no other section needs, and that it leaves out if they are :meth:`done`.
 
-        A worker makes those of sections that nobody else is at, and keeps them for the report. Files that ``run`` writes are its own
-        affair.
+        A worker makes those of sections that nobody else is at, and keeps them for the report, where ``run`` finds them done. Files that
+        ``run`` writes are its own affair; if they are gone it may make the figures again.
         """
         file = pieces_folder(self.out) / f"{hashlib.sha256(label.encode()).hexdigest()[:16]}.json"
-        if not self.worker and not file.exists():
-            run()
-        elif not self.worker:
+        if self.worker and not _claim(file):
+            return
+        if not self.worker and file.exists():
             for key, figure in json.loads(file.read_text(encoding="utf-8")).items():
                 self.report.figures[key] = Figure(**figure)
-                self._made.add(key)
                 self._save(key, self.report.figures[key])
-        elif _claim(file):
-            before = set(self.report.figures)
-            run()
-            write_json(file, {key: asdict(figure) for key, figure in self.report.figures.items() if key not in before})
+        before = set(self._made)
+        run()
+        if self.worker and (made := self._made - before):
+            write_json(file, {key: asdict(self.report.figures[key]) for key in self.report.figures if key in made})
 
     def generator(self, *labels: str | int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator that depends on the seed and the labels only, so that a resumed run draws what an uninterrupted one would."""
@@ -328,9 +330,10 @@ def run_bench(
         command: the command line that repeats the run. Figures in ``json_file`` are taken over if command, seed, code and weights are
             the same.
         json_file: the report, rewritten atomically after every figure. Another report there is kept as ``json_file``.bak.
-        out: folder for the bench's own files, created.
+        out: folder for the bench's own files and the pieces it is made of, created.
         fresh: start over even if figures could be taken over.
-        workers: processes that share the pieces of a bench that has some (:meth:`Context.pieces`); figures do not depend on it.
+        workers: processes that share the work of a bench made for it (:meth:`Context.pieces`, :meth:`Context.section`). Figures do not
+            depend on it but for times, and for the rounding of sums in another number of threads.
         on_figure: called after every new figure.
 
     Raises:
@@ -346,6 +349,10 @@ def run_bench(
         same = all(getattr(earlier, key) == getattr(report, key) for key in ("name", "code", "seed", "command", "weights"))
         another = not same or fresh
         report = report if another else earlier
+        if fresh:  # else the same command would go on from it, after an interruption before the first figure
+            json_file.replace(json_file.with_name(f"{json_file.name}.bak"))
+            another = False
+    report.workers = max(report.workers, workers)
     out.mkdir(parents=True, exist_ok=True)
     json_file.parent.mkdir(parents=True, exist_ok=True)
     spent, start = report.wall_s, time.perf_counter()
@@ -383,14 +390,21 @@ def _prepare_pieces(out: Path, report: Report, fresh: bool) -> None:
     identity = {key: getattr(report, key) for key in ("name", "code", "seed", "command", "weights")}
     if fresh or not mark.exists() or json.loads(mark.read_text(encoding="utf-8")) != identity:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         write_json(mark, identity)
     for file in (*folder.glob("*.claim"), *folder.glob(".*.part")):
         file.unlink()
 
 
 def _claim(file: Path) -> bool:
-    """Whether this process is the one to make a piece."""
+    """Whether this worker is the one to make a piece.
+
+    Raises:
+        SystemExit: the process that it works for is gone.
+    """
+    employer = multiprocessing.parent_process()
+    if employer is not None and not employer.is_alive():
+        raise SystemExit(1)
     if file.exists():
         return False
     try:
@@ -412,7 +426,8 @@ def _work(run: Callable[[Context], None], report: Report, settings: dict[str, An
 
 def _worker(run: Callable[[Context], None], report: Report, settings: dict[str, Any], workers: int) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    run(Context(report, worker=True, **settings))
+    with contextlib.suppress(ValueError):  # which the report will meet as well
+        run(Context(report, worker=True, **settings))
 
 
 def table(report: Report) -> Table:

@@ -33,7 +33,8 @@ class Estimate:
         log_evidence: log p(m given θ̂), in nats.
         posterior: the whole posterior under a flat prior.
         at_edge: whether θ̂ is at an end of its range, bool (D,).
-        bias: of the maximum of a learned log evidence, taken off, (D,): the maximum is at θ̂ + bias; 0 where nothing was taken off.
+        bias: of the maximum of a learned log evidence, taken off, (D,): the maximum is at θ̂ + bias (or is where a search for one ended); 0
+            where nothing was taken off.
         calls: energies computed, one an image.
     """
 
@@ -126,13 +127,14 @@ def _inside(family: Family, u: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Peak:
-    """A maximum: u, the log evidence there, which coordinates are inside the range, bool (D,), and minus the inverse Hessian in these.
+    """A maximum: u, log evidence, gradient (D,), which coordinates are inside the range, bool (D,), and minus the inverse Hessian in these.
 
     The last is None if the log evidence is not concave there.
     """
 
     u: Tensor
     value: float
+    gradient: Tensor
     interior: Tensor
     covariance: Tensor | None
 
@@ -170,30 +172,33 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
         if not len(gains):
             break
         u = trials[gains[0]]
-    value, _, hessian = evidence.derivatives(u, free)
+    value, gradient, hessian = evidence.derivatives(u, free)
     interior = free & (periodic | ((u > low) & (u < high)))
     precision = -hessian[interior[free]][:, interior[free]]
     concave = len(precision) > 0 and bool(precision.isfinite().all()) and bool((torch.linalg.eigvalsh(precision) > 0).all())
-    return _Peak(u, value, interior, torch.linalg.inv(precision) if concave else None)
+    whole = torch.zeros_like(u).index_put((free,), gradient)
+    return _Peak(u, value, whole, interior, torch.linalg.inv(precision) if concave else None)
 
 
 def _unbiased(evidence: Evidence, peak: _Peak, posterior: Posterior, samples: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """θ̂ without the bias, its standard errors, and by how much the posterior is too narrow, all in u and (D,); None if samples do not tell.
 
-    By the corrected maximum, or where there is none by matched scores.
+    By the corrected maximum, or by matched scores where there is none inside the range.
     """
+    if not bool(peak.interior.any()):
+        return None
     width = posterior.widths[posterior.best]
     corrected = _corrected(evidence, peak, width, samples)
     if corrected is not None:
         top, covariance = corrected
         u, error, narrow = top.u, top.errors(covariance), top.errors(top.covariance)
     else:
-        matched = _matched(evidence, peak.u, peak.interior, width, samples)
+        matched = _matched(evidence, peak, width, samples)
         if matched is None:
             return None
         u, error = matched
-        narrow = posterior.spread
-    return u, error, (error / narrow).nan_to_num(1.0, posinf=1.0).clamp_min(1.0)
+        narrow = torch.maximum(posterior.spread, width / 12**0.5)  # nor is it known to be narrower than a cell
+    return u, error, (error / narrow).nan_to_num(1.0).clamp_min(1.0)
 
 
 def _corrected(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor) -> tuple[_Peak, Tensor] | None:
@@ -217,42 +222,46 @@ def _corrected(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor) 
     return top, inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse * (1 + 1 / len(samples))
 
 
-def _matched(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, samples: Tensor, rounds: int = 2) -> tuple[Tensor, Tensor] | None:
-    """θ for which samples, measured, have on average the score at u that m has there, and its standard errors, both in u and (D,).
+def _matched(evidence: Evidence, peak: _Peak, width: Tensor, samples: Tensor, rounds: int = 3) -> tuple[Tensor, Tensor] | None:
+    """θ for which samples, measured, have on average the score at the peak that m has there, and its standard errors, in u and (D,).
 
     Nothing is asked of the energy but that its scores tell one θ from another: not that it is normalised, nor that the log evidence is
-    smooth or has a maximum at u. By ``rounds`` of Newton's method with C, the derivative of the mean score by θ at u, from differences over
-    ``width`` with the same noise. The covariance is C⁻¹ J C⁻ᵀ (1 + 1/N), J that of the scores, 1/N for the mean of N. An end of the range
-    has no standard error.
+    smooth or has a maximum there. By Newton's method with C, the derivative of the mean score by θ at the peak, from differences over
+    ``width`` with the same noise. The covariance is C⁻¹ J C⁻ᵀ (1 + 1/N), J that of the scores at the peak, 1/N for the mean of N. What is
+    not inside the range stays where it is.
 
-    None where the scores are not finite, or do not tell θ apart (C is not positive definite), or come no nearer.
+    None where the scores are not finite, do not tell θ apart (C is not positive definite), or are still a fifth of a standard error and a
+    third of the way off after ``rounds`` steps, or if a step leaves the range.
 
     Source: Gallant and Tauchen, Which moments to match?, Econometric Theory 12 (1996), where the energy is called the auxiliary model.
     """
-    _, shown, _ = evidence.derivatives(u, free)
+    u, free, family = peak.u, peak.interior, evidence.family
     index, columns = free.nonzero()[:, 0], []
+    low, high = _bounds(family)
+    width = torch.where(_periodic(family), torch.minimum(width, (high - low) / 5), width)
     for a in index:
         aside = torch.zeros_like(u).index_put((a,), width[a])
-        ends = [_inside(evidence.family, u + sign * aside) for sign in (1, -1)]
+        ends = [_inside(family, u + sign * aside) for sign in (1, -1)]
         above, below = (evidence.scores(u, free, samples, end).mean(0) for end in ends)
-        columns.append((above - below) / evidence.family.offsets(ends[0], ends[1])[a])
-    response, truth, far = torch.stack(columns, 1), u, math.inf
+        columns.append((above - below) / family.offsets(ends[0], ends[1])[a])
+    response = torch.stack(columns, 1)
     if not bool(response.isfinite().all() and (torch.linalg.eigvalsh(response + response.T) > 0).all()):
         return None
-    inverse, covariance = torch.linalg.inv(response), None
-    for _ in range(rounds):
-        scores = evidence.scores(u, free, samples, truth)
-        if covariance is None:  # where C is from
-            covariance = inverse @ torch.cov(scores.T).reshape(inverse.shape) @ inverse.T * (1 + 1 / len(samples))
-        off = shown - scores.mean(0)
-        before, far = far, float(off @ inverse @ off)
-        if not far < before:  # nor finite
+    inverse, theta, distances, seen = torch.linalg.inv(response), u, list[float](), list[Tensor]()
+    for step in range(rounds + 1):
+        seen.append(evidence.scores(u, free, samples, theta))
+        off = peak.gradient[index] - seen[-1].mean(0)
+        distances.append(float(off @ inverse @ off))  # about the square of that in standard errors
+        if step == rounds or not distances[-1] > 0.04:
+            break
+        moved = theta.index_put((index,), theta[index] + inverse @ off)
+        theta = _inside(family, moved)
+        if bool((~_periodic(family) & (theta != moved)).any()):
             return None
-        truth = _inside(evidence.family, truth.index_put((index,), truth[index] + inverse @ off))
-    assert covariance is not None
-    low, high = _bounds(evidence.family)
-    errors = torch.full_like(u, math.nan).index_put((index,), covariance.diagonal().sqrt())
-    return truth, errors.where(_periodic(evidence.family) | ((truth > low) & (truth < high)), math.nan)
+    if not distances[-1] <= max(0.04, distances[0] / 9):  # nor finite
+        return None
+    covariance = inverse @ torch.cov(seen[0].T).reshape(inverse.shape) @ inverse.T * (1 + 1 / len(samples))
+    return theta, torch.full_like(u, math.nan).index_put((index,), covariance.diagonal().sqrt())
 
 
 def _newton(gradient: Tensor, hessian: Tensor) -> Tensor:

@@ -64,16 +64,21 @@ class Posterior:
     @cached_property
     def mean(self) -> Tensor:
         """Posterior mean of θ, (D,); a periodic θ is averaged about the best one."""
-        best = self.family.coordinates(self.theta[self.best][None])[0]
-        unwrapped = self.family.values(best + self.family.offsets(self.centres, best))
-        return (self.probabilities[:, None] * unwrapped).sum(0)
+        return self.probabilities @ self._unwrapped
 
     @cached_property
     def std(self) -> Tensor:
         """Posterior standard deviation of θ, (D,)."""
+        return (self.probabilities @ (self._unwrapped - self.mean).square()).sqrt()
+
+    @property
+    def _unwrapped(self) -> Tensor:
+        """θ of the cells, (N, D): of a periodic one the value next to the best cell's; of what was moved out of the range its end."""
         best = self.centres[self.best]
-        unwrapped = self.family.values(best + self.family.offsets(self.centres, best))
-        return (self.probabilities[:, None] * (unwrapped - self.mean).square()).sum(0).sqrt()
+        u = best + self.family.offsets(self.centres, best)
+        bounds = [p.bounds() if not p.periodic else (-math.inf, math.inf) for p in self.family.parameters.values()]
+        low, high = torch.tensor(bounds, dtype=u.dtype).T
+        return self.family.values(torch.minimum(torch.maximum(u, low), high))
 
     @cached_property
     def spread(self) -> Tensor:

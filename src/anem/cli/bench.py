@@ -51,14 +51,14 @@ class Bench:
     compile: Compile = False
     device: Device = "cpu"
     workers: int = 1
-    """processes that share the work, for benches that can be divided: audit, blind, compare, diagnose, digits, mala, recipe, schedules"""
+    """processes that share the work, for audit, blind, compare, diagnose, digits, mala, recipe and schedules"""
     fresh: Flag = False
     """start over instead of continuing"""
 
     def run(self) -> int:
         from rich.console import Console
 
-        from anem.bench import BENCHES, load_bench, run_bench, table
+        from anem.bench import BENCHES, SHARED, load_bench, run_bench, table
         from anem.bench.harness import Figure, format_value
 
         if not self.name:
@@ -72,6 +72,10 @@ class Bench:
             raise ValueError(f"--skip: wanted at least 0, got {self.skip}")
         if self.workers < 1:
             raise ValueError(f"--workers: wanted at least 1, got {self.workers}")
+        if self.workers > 1 and self.name in BENCHES and self.name not in SHARED:
+            raise ValueError(f"--workers: wanted 1 for {self.name}, or one of {', '.join(SHARED)}, got {self.workers}")
+        if self.skip and self.name != "compare":
+            raise ValueError(f"--skip: wanted 0 for {self.name}, or compare, got {self.skip}")
         bench = load_bench(self.name, BENCHES)
         log = Console(stderr=True, highlight=False)
 
