@@ -15,6 +15,7 @@ SOURCE = ROOT / "src"
 
 FLOORS = (
     "random",
+    "files",
     "variates",
     "bases",
     "covariance",

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -38,6 +38,7 @@ from anem.bases import Basis, Pixel, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.evaluator import Correction, Evaluator
+from anem.files import write_model
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet
 from anem.propagation import propagate
@@ -374,21 +375,10 @@ class EnergyNetwork(EnergyModel):
         Arguments:
             card: what else the card should say: data, split, steps, figures.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         _, height, width = self.statistics.spectrum.shape
         shape = {"channels": len(self.statistics.mean), "height": height, "width": width, "dct": list(self.statistics.dct)}
         full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "statistics": shape}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        files = {"model.safetensors": save(tensors), "card.json": json.dumps(full, indent=1).encode()}
-        try:
-            for name, data in files.items():
-                (folder / f".{name}.tmp").write_bytes(data)
-            for name in files:
-                (folder / f".{name}.tmp").replace(folder / name)
-        finally:
-            for name in files:
-                (folder / f".{name}.tmp").unlink(missing_ok=True)
+        write_model(Path(folder), self, full)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EnergyNetwork:

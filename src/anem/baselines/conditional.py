@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -22,6 +22,7 @@ from anem.baselines.isotropic import each_sample
 from anem.corruptions import NoiseBatch
 from anem.covariance import Covariance
 from anem.data import load_dataset
+from anem.files import write_model
 from anem.losses import LossTerms
 from anem.network import NetworkConfig
 from anem.nn.embedding import SPECTRAL_FEATURES
@@ -94,14 +95,11 @@ class ConditionalNetwork(nn.Module):
             raise ValueError(f"operator: wanted that of the training, {self.problem.task} {self.problem.settings}, got another")
 
     def save_pretrained(self, folder: str | Path, card: Mapping[str, object] | None = None) -> None:
-        """Write ``model.safetensors`` and ``card.json`` into ``folder``."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``model.safetensors`` and ``card.json`` into ``folder``, both under temporary names before either takes its place."""
         channels, height, width = self.statistics.spectrum.shape
         shape = {"channels": channels, "height": height, "width": width, "dct": list(self.statistics.dct)}
         full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "problem": asdict(self.problem), "statistics": shape}
-        save_file({name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors")
-        (folder / "card.json").write_text(json.dumps(full, indent=1), encoding="utf-8")
+        write_model(Path(folder), self, full)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> ConditionalNetwork:
