@@ -75,7 +75,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(tmp_path, mo
             assert difference == pytest.approx(values[0] - values[1], abs=1e-9)
             low, high = (float(figures[f"digits/{steps}/{metric}, MALA − ULA, 95 % {end}"].value) for end in ("from", "to"))
             assert low <= high
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"digits.png", "step-sizes.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"digits.png", "step-sizes.png", "pieces"}
     for part in ("sample_posterior", "corrected", "permutation_p_values"):
         monkeypatch.setattr(mala, part, None)  # whatever calls it fails
     assert run_quick(mala.run, tmp_path).figures == figures

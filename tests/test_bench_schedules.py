@@ -36,7 +36,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(tmp_path, mo
         geometric = float(figures["classification error/20 pixels/geometric"].value)
         assert float(figures[f"{key} − geometric"].value) == pytest.approx(float(figures[key].value) - geometric)
     pictures = {f"{kind}-{k}.png" for kind in ("paths", "digits") for k in (20, 160)} | {"classification.png"}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == pictures
+    assert {p.name for p in (tmp_path / "out").iterdir()} == pictures | {"pieces"}
     assert all(math.isfinite(float(f.value)) for f in figures.values())
     monkeypatch.setattr(schedules, "sample_posterior", None)  # whatever calls it fails
     assert run_quick(schedules.run, tmp_path).figures == figures
