@@ -223,17 +223,10 @@ def test_a_file_of_another_kind_is_none_of_these():
     assert load_conditional(CONFIGS[0].parent.parent / "digits.toml") is None
 
 
-def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, request):
     network().save_pretrained(tmp_path, {"data": "before"})
     kept = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    write = Path.write_bytes
-
-    def full(path: Path, data: bytes) -> int:
-        if "card" in path.name:
-            raise OSError(28, "No space left on device")
-        return write(path, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    request.getfixturevalue("full_disk")
     with pytest.raises(OSError, match="No space"):
         network("indi").save_pretrained(tmp_path, {"data": "after"})
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == kept
