@@ -141,3 +141,18 @@ def test_two_trainings_that_differ_by_rounding_alone(tmp_path):
     rounded_trainings(Context(report, quick=False, out=tmp_path, data=tmp_path), images=64, judged=32)
     ratio = report.figures["trainings/A-DSM with rounded convolutions over that"]
     assert ratio.aim == "0.98–1.02" and ratio.value != 1.0 and abs(ratio.value - 1) < 0.1
+
+
+def test_what_an_estimator_adds_to_the_variance_is_its_distance_from_the_full_gradient(workload):
+    """One batch given twice: the full term does not vary, and both halves of a pair count."""
+    model = PlainNetwork(workload.model)
+    found = est.variances(model, [workload, workload], torch.Generator().manual_seed(0))
+
+    def gradient(rows):
+        w = replace(workload, x=workload.x[rows], cov=workload.cov[rows], noise=workload.noise[rows])
+        return est._gradient(model, est.full(model, w, torch.Generator()))
+
+    exact = gradient(torch.arange(8))
+    off = [float((gradient(torch.tensor([i, i + 4])) - exact).square().sum()) for i in range(4)]
+    assert found["full"] == pytest.approx(0.0, abs=1e-20 * float(exact.square().sum()))
+    assert found[est.PARTIAL] == pytest.approx(sum(off) / 4, rel=1e-9) and found["sliced"] > 0

@@ -33,6 +33,7 @@ from anem.bench.speed_estimators import estimators
 from anem.bench.speed_plots import plot_growth, plot_step
 from anem.bench.speed_recorded import STEPS, recorded_steps, rounded_trainings
 from anem.bench.speed_step import Growth, blind_sweep, growth, memory, training_step
+from anem.data import load_dataset, mnist
 from anem.network import NetworkConfig
 
 __all__ = ["run"]
@@ -73,7 +74,17 @@ def run(context: Context) -> None:
         _report_growth(context, grown)
         plot_growth(grown, context.out / "growth.png")
     if not context.done("estimators/every 4th image: time to the same variance over full"):
-        estimators(context, few if context.quick else workload, 3 if context.quick else 16, 5)
+        _estimators(context, workload)
+
+
+def _estimators(context: Context, workload: Workload) -> None:
+    """Of the trained model on 16 batches of digits; in a quick run of a small batch of made-up images and the untrained network."""
+    if context.quick:
+        few = _first(workload, 8)
+        return estimators(context, few, few.x.repeat(3, 1, 1, 1), 5)
+    digits = load_dataset(mnist("validation", str(context.data / "mnist.npz")))
+    images = digits.batch(torch.arange(16 * len(workload.x)), context.generator("dequantisation"))
+    return estimators(context, replace(workload, model=context.load(context.model), x=images[: len(workload.x)]), images, 5)
 
 
 def _environment(context: Context) -> None:

@@ -6,12 +6,15 @@ With r the covariance residual of an image, A-CSM is ‖r‖²/d. Both estimator
 * on a part of the batch: the mean over every fourth image.
 
 Time is that of a whole step, A-DSM included, in plain torch (forward mode needs functions that have it), over the step with all of A-CSM.
-Noise is the variance of the gradient of A-CSM over batches, summed over parameters, over that of the full term at the same batch size.
+Noise is the variance of the gradient of A-CSM, summed over parameters, over that of the full term at the same batch size: the full term's
+over batches, to which an estimator adds its mean squared distance from the full gradient of the same batch, since that is its conditional
+mean. So a few batches with heavy gradients, in which an untrained network's variance lies, cannot favour one of them; in a full run the
+gradients are those of the trained model on held-out digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,10 +26,13 @@ from anem.bench.reference import PlainNetwork, plain_basis
 from anem.bench.speed_timing import alternate, ratio, seconds
 from anem.corruptions import NoiseConfig, draw_covariances
 
-__all__ = ["PART", "directional_derivative", "estimators", "full", "part", "residual", "sliced"]
+__all__ = ["PART", "PARTIAL", "directional_derivative", "estimators", "full", "part", "residual", "sliced", "variances"]
 
 PART = 4
 """A-CSM on a part takes every so manieth image."""
+
+PARTIAL = f"every {PART}th image"
+"""Its name in the figures."""
 
 Estimator = Callable[[PlainNetwork, Workload, torch.Generator], Tensor]
 
@@ -88,17 +94,29 @@ def _gradient(model: PlainNetwork, value: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in grads if g is not None])
 
 
-def estimators(context: Context, workload: Workload, batches: int, rounds: int) -> None:
-    """Noise and time of both estimators, on fresh covariances and noise every batch."""
+def variances(model: PlainNetwork, batches: Sequence[Workload], generator: torch.Generator) -> dict[str, float]:
+    """Variances of the gradient by estimator, by the law of total variance; the parts of a batch are all looked at."""
+    gradients, added = list[Tensor](), {"sliced": 0.0, PARTIAL: 0.0}
+    for w in batches:
+        exact = _gradient(model, full(model, w, generator)).double()
+        orders = [torch.arange(len(w.x)).roll(-k) for k in range(PART)]
+        parts = [part(model, replace(w, x=w.x[o], cov=w.cov[o], noise=w.noise[o]), generator) for o in orders]
+        for name, values in {"sliced": [sliced(model, w, generator)], PARTIAL: parts}.items():
+            off = [float((_gradient(model, value).double() - exact).square().sum()) for value in values]
+            added[name] += sum(off) / len(off) / len(batches)
+        gradients.append(exact)
+    variance = float(torch.stack(gradients).var(0).sum())
+    return {"full": variance} | {name: variance + extra for name, extra in added.items()}
+
+
+def estimators(context: Context, workload: Workload, images: Tensor, rounds: int) -> None:
+    """Noise and time of both estimators, on batches of ``images`` with fresh covariances and noise."""
     model, generator = PlainNetwork(workload.model), context.generator("estimators")
-    named: dict[str, Estimator] = {"full": full, "sliced": sliced, f"every {PART}th image": part}
-    gradients: dict[str, list[Tensor]] = {name: [] for name in named}
-    for _ in range(batches):
-        cov = draw_covariances(tuple(workload.x.shape), model.statistics, NoiseConfig(stratified=True), generator).cov
-        w = replace(workload, cov=cov, noise=torch.randn(workload.x.shape, generator=generator))
-        for name, estimate in named.items():
-            gradients[name].append(_gradient(model, estimate(model, w, generator)))
-    noise = {name: float(torch.stack(g).double().var(0).sum()) for name, g in gradients.items()}
+    batches = []
+    for x in images.split(len(workload.x)):
+        cov = draw_covariances(tuple(x.shape), model.statistics, NoiseConfig(stratified=True), generator).cov
+        batches.append(replace(workload, x=x, cov=cov, noise=torch.randn(x.shape, generator=generator)))
+    noise = variances(model, batches, generator)
 
     def step(estimate: Estimator) -> Callable[[], object]:
         def run() -> None:
@@ -107,7 +125,7 @@ def estimators(context: Context, workload: Workload, batches: int, rounds: int) 
 
         return run
 
-    runs = {name: step(estimate) for name, estimate in named.items() if name != "full"}
+    runs = {"sliced": step(sliced), PARTIAL: step(part)}
     times = alternate({"full": lambda: workload.train_step(model), **runs}, rounds)
     context.figure("estimators/full: step (s)", seconds(times["full"]))
     for name in runs:
