@@ -18,9 +18,10 @@ Pictures of all estimates are beside the report. Needs ``make data``.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,9 +109,9 @@ def run(context: Context) -> None:
     for sigma in size.sigmas:
         _blur(context, model, images, sigma, size)
     _families(context, model, images, size)
-    for outside in size.outside:
-        for ratio in size.ratios:
-            _box(context, model, others, images, outside, ratio, size)
+    for name, judged in {"model": model, **others}.items():
+        for outside, ratio in itertools.product(size.outside, size.ratios):
+            _box(context, name, judged, images, outside, ratio, size)
 
 
 # --- degraded images and what is said about them ---
@@ -170,22 +171,19 @@ def _boxes(count: int, outside: float, ratio: float, low: int = 6, high: int = 2
     return [(low + i % (high - low + 1), ratio * outside, outside) for i in range(count)]
 
 
-def _box(
-    context: Context, model: EnergyModel, others: Mapping[str, EnergyModel], images: Tensor, outside: float, ratio: float, size: Size
-) -> None:
+def _box(context: Context, name: str, model: EnergyModel, images: Tensor, outside: float, ratio: float, size: Size) -> None:
     row, family = f"box/σ_out {outside:g}, ratio {ratio:g}", FAMILIES["box"](images.shape)
-    for name, judged in {"model": model, **others}.items():
-        if context.done(f"{row}/{name}/posteriors as fine as asked for"):
-            continue
-        theta = _boxes(size.images, outside, ratio)
-        measured = _measurements(context, images[: size.images], family, theta, "box", str(outside), str(ratio))
-        which = weights_digest(str(_ablation(context)[name])) if name in ABLATION else ""
-        found = _estimates(context, f"{row}/{name}/{which}", judged, measured, family, size)
-        if found is None:
-            continue
-        aims = {"side within one": "≥ 0.95"} if ratio >= 2 and judged is model else {}
-        aims |= {f"{s}, median relative error": "≤ 0.1" for s in ("sigma_in", "sigma_out")} if judged is model else {}
-        _report(context, f"{row}/{name}", found, theta, aims)
+    if context.done(f"{row}/{name}/posteriors as fine as asked for"):
+        return
+    theta = _boxes(size.images, outside, ratio)
+    measured = _measurements(context, images[: size.images], family, theta, "box", str(outside), str(ratio))
+    which = weights_digest(str(_ablation(context)[name])) if name in ABLATION else ""
+    found = _estimates(context, f"{row}/{name}/{which}", model, measured, family, size)
+    if found is None:
+        return
+    aims = {"side within one": "≥ 0.95"} if ratio >= 2 and name == "model" else {}
+    aims |= {f"{s}, median relative error": "≤ 0.1" for s in ("sigma_in", "sigma_out")} if name == "model" else {}
+    _report(context, f"{row}/{name}", found, theta, aims)
 
 
 def _ablation(context: Context) -> dict[str, Path]:
