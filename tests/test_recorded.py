@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 import anem.nn.recorded
 from anem.bases import Mixed, as_basis
@@ -128,19 +129,26 @@ def test_compiling_wants_a_compiler_evaluation_and_sensible_numbers(monkeypatch)
         network(dropout=0.1).train().compile()
 
 
-@pytest.mark.skipif(shutil.which(cpp_compiler()) is None, reason="wants a C++ compiler, which a bare machine has not")
+class Part(nn.Module):
+    """A function with a gradient, a parameter and a constant."""
+
+    def __init__(self, shift=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
+        self.register_buffer("constant", torch.full((8, 8), shift))
+
+    def forward(self, y, values):
+        with torch.enable_grad():
+            leaf = y.detach().requires_grad_()
+            energy = (torch.nn.functional.silu(self.weight * leaf + self.constant).square() / values).sum((1, 2, 3))
+            return energy, *torch.autograd.grad(energy.sum(), leaf)
+
+
+compiled = pytest.mark.skipif(shutil.which(cpp_compiler()) is None, reason="wants a C++ compiler, which a bare machine has not")
+
+
+@compiled
 def test_machine_code_computes_the_function():
-    class Part(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
-
-        def forward(self, y, values):
-            with torch.enable_grad():
-                leaf = y.detach().requires_grad_()
-                energy = (torch.nn.functional.silu(self.weight * leaf).square() / values).sum((1, 2, 3))
-                return energy, *torch.autograd.grad(energy.sum(), leaf)
-
     part = Part()
     run = Recorded(part, rows=4, after=0)
     for _ in range(2):
@@ -149,6 +157,18 @@ def test_machine_code_computes_the_function():
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
         with torch.no_grad():
             part.weight.mul_(0.5)
+
+
+@compiled
+def test_machine_code_is_made_once_and_kept_on_disk_by_what_it_computes():
+    """Another constant is another function, although its tensors have the same shapes."""
+    found = []
+    for shift in (0.0, 0.0, 1.0):
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        got = Recorded(Part(shift), rows=4, after=0)(IMAGES[:4], IMAGES[:4] + 1)
+        torch.testing.assert_close(got[0], Part(shift)(IMAGES[:4], IMAGES[:4] + 1)[0].detach(), rtol=1e-5, atol=1e-6)
+        found.append(counters["inductor"]["fxgraph_cache_hit"] - before)
+    assert found[1] == 1
 
 
 # --- another device ---

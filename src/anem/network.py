@@ -294,7 +294,7 @@ class EnergyNetwork(EnergyModel):
     def compile(self, rows: int | None = None, after: int | None = None) -> None:
         """Evaluate by recorded code from now on where that pays: everywhere but in training, in batches of one basis.
 
-        On the CPU it is machine code: compiling takes one to three minutes for every basis, image size and dtype, with and without
+        On the CPU it is machine code: compiling takes up to three minutes for every basis, image size and dtype, with and without
         gradients; calls then take 0.55 to 0.7 of the time. Results differ from the ordinary ones by rounding (about 1e-6 of themselves).
         On a CUDA device it is a graph of the same kernels, made in a second. A copy is not compiled.
 

@@ -14,7 +14,10 @@ Flag = Annotated[bool, arg(help_behavior_hint="")]
 
 Compile = Annotated[
     bool,
-    arg(help="compile the model, 1 to 3 minutes a kind of noise: pays in long runs on a CPU, wants a C++ compiler", help_behavior_hint=""),
+    arg(
+        help="compile the model, the first time 1 to 3 minutes a kind of noise: pays in long runs on a CPU, wants a C++ compiler",
+        help_behavior_hint="",
+    ),
 ]
 """For :meth:`anem.EnergyNetwork.compile`."""
 
