@@ -9,7 +9,8 @@ import torch
 
 from anem.blind import FAMILIES, Evidence, Family, Parameter, Posterior, choose, estimate
 from anem.cli import main
-from anem.gaussian import make_power_law_gaussian, make_skewed
+from anem.covariance import Covariance
+from anem.gaussian import Gaussian, make_power_law_gaussian, make_skewed
 from anem.operators import Identity, Inpainting
 
 SIZE = (8, 8)
@@ -167,6 +168,24 @@ def test_box_position_is_recovered():
     assert found.theta.tolist() == TRUTH["box-anywhere"][:3]
     operator, sigma = found.degradation()
     assert operator.is_identity and int((sigma > 0.5).sum()) == 9
+
+
+@pytest.mark.parametrize("truth", [[8, 15, 3, 0.5, 0.1], [10, 5, 12, 0.5, 0.1], [20, 3, 5, 0.3, 0.05]])
+def test_a_box_anywhere_is_found_although_the_first_cells_are_blocks(truth):
+    """With both σ unknown, at the size of digits, where cells alone end on a neighbour: the best of all integers next to it, and resolved."""
+    prior = Gaussian(torch.zeros(1, 28, 28), Covariance.white(0.01, (1, 1, 28, 28)))
+    family, generator = FAMILIES["box-anywhere"]((28, 28)), torch.Generator().manual_seed(0)
+    theta = torch.tensor([truth], dtype=torch.float64)
+    operator, sigma = family.degradation(theta)
+    m = operator.measure(0.1 * torch.randn(1, 1, 28, 28, generator=generator, dtype=torch.float64), sigma, generator)
+    found = estimate(prior, m, family)
+    assert found.theta[:3].tolist() == truth[:3] and found.posterior.resolved
+    assert bool(((found.theta - theta[0]).abs()[3:] < 4 * found.standard_error[3:]).all())
+    moves = torch.cartesian_prod(*3 * [torch.arange(-1.0, 2.0)], *2 * [torch.zeros(1)]).double()
+    beside = Evidence(prior, m, family).grid(family.coordinates(found.theta[None]) + moves)
+    assert float(beside.max()) == pytest.approx(found.log_evidence, abs=1e-6)
+    low, high = found.posterior.interval(0.9)[3:].T
+    assert bool((high - low < 5 * found.standard_error[3:]).all() and (high - low > 2 * found.standard_error[3:]).all())
 
 
 @pytest.mark.parametrize("name, tolerance", [("super-resolution", 0), ("motion", 0.5)])

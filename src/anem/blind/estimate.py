@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from anem.blind.bounded import searchable
 from anem.blind.evidence import Evidence
 from anem.blind.families import Family
-from anem.blind.posterior import Posterior, explore
+from anem.blind.posterior import Posterior, Summit, explore, first_cells, touching
 from anem.energy import EnergyModel
 from anem.images import to_tensor
 from anem.operators import LinearOperator
@@ -89,10 +90,18 @@ def estimate(
     m = to_tensor(measurement, len(model.statistics.mean), bounded=False)[0].to(model.statistics.mean.device)
     judged, samples = searchable(model, m.shape[1:])
     evidence = Evidence(judged, m, family, draws=draws, seed=seed)
-    posterior = explore(evidence, budget)
+    first = first_cells(evidence)
+    posterior = explore(evidence, budget, first)
     best = posterior.best
     u, value = posterior.centres[best], float(posterior.log_evidence[best])
     free = torch.tensor([p.continuous for p in family.parameters.values()])
+    if refine and not posterior.resolved:  # the best of cells that coarse need not be where the maximum is
+        summit = _ascend(evidence, posterior, free)
+        posterior = explore(evidence, budget, first, summit)
+        best = posterior.best
+        u, value = posterior.centres[best], float(posterior.log_evidence[best])
+        if summit.log_evidence > value:
+            u, value = summit.u, summit.log_evidence
     error, bias = torch.full_like(u, math.nan), torch.zeros_like(u)
     if refine and bool(free.any()):
         peak = _climb(evidence, u, free, posterior.widths[best])
@@ -178,6 +187,47 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
     concave = len(precision) > 0 and bool(precision.isfinite().all()) and bool((torch.linalg.eigvalsh(precision) > 0).all())
     whole = torch.zeros_like(u).index_put((free,), gradient)
     return _Peak(u, value, whole, interior, torch.linalg.inv(precision) if concave else None)
+
+
+def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 3, rounds: int = 40) -> Summit:
+    """Uphill from the best cells: Newton steps where θ is continuous and integers to the best of their neighbours, in turn.
+
+    Starts differ in their integers, or do not touch if there are none. Neighbours are all combinations of integers two away, and once
+    none of these is better, of those next to it.
+    """
+    found, left = list[Summit](), cells.log_evidence.clone()
+    low, high = _bounds(evidence.family)
+    moves = (torch.zeros(1) if f else torch.arange(-1.0, 2.0) for f in free.tolist())
+    near = torch.cartesian_prod(*moves).reshape(-1, len(free)).double()
+    near = near[(near != 0).any(1)]
+    for _ in range(starts):
+        at = int(left.argmax())
+        if not float(left[at]) > -math.inf:
+            break
+        u, value, step, spacing = cells.centres[at], float(cells.log_evidence[at]), 2, torch.ones_like(low)
+        same = (cells.centres == u)[:, ~free].all(1) if len(near) else touching(cells, torch.tensor([at]), corners=True)[:, 0]
+        left[same] = -math.inf
+        for _ in range(rounds):
+            if bool(free.any()):
+                peak = _climb(evidence, u, free, cells.widths[at], steps=3)
+                u, value = peak.u, peak.value
+                spacing = spacing.where(~free, peak.errors(None if peak.covariance is None else _conditional(peak.covariance)))
+            trials = u + step * near
+            trials = trials[((trials >= low) & (trials <= high)).all(1)]
+            values = evidence.grid(trials) if len(trials) else torch.full((1,), -math.inf)
+            if float(values.max()) > value + 1e-3:
+                u, value = trials[values.argmax()], float(values.max())
+            elif step == 1 or not len(near):
+                break
+            else:
+                step = 1
+        found.append(Summit(u, value, spacing))
+    return max(found, key=attrgetter("log_evidence"))
+
+
+def _conditional(covariance: Tensor) -> Tensor:
+    """Covariances given all the others, a diagonal matrix."""
+    return torch.diag(1 / torch.linalg.inv(covariance).diagonal())
 
 
 def _unbiased(evidence: Evidence, peak: _Peak, posterior: Posterior, samples: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

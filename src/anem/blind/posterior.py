@@ -12,7 +12,7 @@ from torch import Tensor
 from anem.blind.evidence import Evidence
 from anem.blind.families import Family
 
-__all__ = ["Posterior", "explore"]
+__all__ = ["Posterior", "Summit", "explore", "first_cells", "touching"]
 
 _NEGLIGIBLE = 7.0
 """Nats below the best at which a cell no longer matters: e⁻⁷ = 0.001."""
@@ -55,6 +55,11 @@ class Posterior:
     def probabilities(self) -> Tensor:
         """Probability of every cell, (N,)."""
         return (self.log_evidence + self.log_volume).softmax(0)
+
+    @property
+    def possible(self) -> int:
+        """How many cells have a possible θ at their centre."""
+        return int((self.log_evidence > -math.inf).sum())
 
     @property
     def best(self) -> int:
@@ -132,7 +137,7 @@ class Posterior:
             others = (self.centres != self.centres[self.best])[:, integers].any(1)
         else:
             higher = self.log_evidence[None, :] > self.log_evidence[:, None]
-            others = ~(higher & _touching(self, torch.arange(len(self.centres)), corners=True)).any(1)
+            others = ~(higher & touching(self, torch.arange(len(self.centres)), corners=True)).any(1)
             others[self.best] = False
         candidates = self.log_evidence.where(others, -math.inf)
         return int(candidates.argmax()) if bool((candidates > -math.inf).any()) else None
@@ -149,7 +154,7 @@ def _quantiles(x: Tensor, width: Tensor, p: Tensor, q: Tensor) -> Tensor:
     return edges[left] + share.clamp(0, 1) * (edges[right] - edges[left])
 
 
-def _touching(cells: Posterior, of: Tensor, corners: bool = False) -> Tensor:
+def touching(cells: Posterior, of: Tensor, corners: bool = False) -> Tensor:
     """Whether a cell shares a face (or a corner) with the cells ``of``, or is one of them: bool (N, len(of))."""
     apart = torch.zeros(len(cells.centres), len(of), dtype=torch.int64)
     touch = torch.ones_like(apart, dtype=torch.bool)
@@ -161,39 +166,70 @@ def _touching(cells: Posterior, of: Tensor, corners: bool = False) -> Tensor:
     return touch if corners else touch & (apart <= 1)
 
 
-def explore(evidence: Evidence, budget: int = 5000) -> Posterior:
-    """Coarse to fine: cells that matter are cut in three along the least resolved coordinate, until all are finer than the posterior.
-
-    A cell matters if it is within 7 nats of the best, or shares a face with one that is.
+@dataclass(frozen=True, eq=False)
+class Summit:
+    """A high log evidence that is known.
 
     Arguments:
-        evidence: of one measurement.
-        budget: after how many parameters to stop, ``resolved`` or not; the first grid is always computed.
+        u: where, (D,). log_evidence: in nats.
+        spacing: how wide cells may be there, (D,): 1 for integers, else the standard deviation given all other coordinates; NaN if unknown.
+    """
+
+    u: Tensor
+    log_evidence: float
+    spacing: Tensor
+
+
+def first_cells(evidence: Evidence) -> Posterior:
+    """The coarsest cells of a family.
 
     Raises:
         ValueError: the family has no possible θ.
     """
     family = evidence.family
-    centres, widths = (torch.cartesian_prod(*columns).reshape(-1, len(columns)) for columns in _first_cells(family))
-    cells = Posterior(family, centres, widths, evidence.grid(centres))
+    columns = zip(*(p.partition() for p in family.parameters.values()), strict=True)
+    centres, widths = (torch.cartesian_prod(*column).reshape(-1, len(column)) for column in columns)
+    cells = Posterior(family, centres, widths, evidence.grid(centres), resolved=False)
     if not bool((cells.log_evidence > -math.inf).any()):
         raise ValueError(f"{family.name}: wanted a family with some possible parameters, got none")
+    return cells
+
+
+def explore(evidence: Evidence, budget: int = 5000, cells: Posterior | None = None, summit: Summit | None = None) -> Posterior:
+    """Coarse to fine: cells that matter are cut in three along the least resolved coordinate, until all are finer than the posterior.
+
+    A cell matters if it is within 7 nats of the best, holds the summit, or shares a face with one that does either.
+
+    Arguments:
+        evidence: of one measurement.
+        budget: after how many possible cells to stop, ``resolved`` or not; the first ones are always computed.
+        cells: to start from; those of :func:`first_cells` if None.
+        summit: if known; of cells whose centres are far below it only its own matters.
+
+    Raises:
+        ValueError: the family has no possible θ.
+    """
+    cells = first_cells(evidence) if cells is None else cells
+    family, least = evidence.family, cells.possible
+    free = torch.tensor([p.continuous for p in family.parameters.values()])
     while True:
-        ratio = cells.widths / _spacing(cells)
-        relevant = _touching(cells, (cells.log_evidence > cells.log_evidence.max() - _NEGLIGIBLE).nonzero()[:, 0]).any(1)
+        top, seeds, spacing = float(cells.log_evidence.max()), torch.zeros(len(cells.centres), dtype=torch.bool), _spacing(cells)
+        if summit is not None:
+            seeds[int((family.offsets(cells.centres, summit.u).abs() / cells.widths).amax(1).argmin())] = True
+            top, spacing = max(top, summit.log_evidence), summit.spacing.where(summit.spacing.isfinite(), spacing)
+        seeds |= cells.log_evidence > top - _NEGLIGIBLE
+        ratio = cells.widths / spacing
+        relevant = touching(cells, seeds.nonzero()[:, 0]).any(1)
         coarse = relevant[:, None] & (ratio > 1 + 1e-6)
         if not bool(coarse.any()):
-            return cells
-        axis = int(ratio.where(coarse, 0.0).amax(0).argmax())
+            return replace(cells, resolved=True)
+        worst = ratio.where(coarse, 0.0).amax(0)
+        # A block of integers is best cut before the cells in it are many; which integers those are, only a summit tells.
+        axis = int((worst if summit is None else worst.where(free | (worst == 0), math.inf)).argmax())
         chosen = coarse[:, axis]
-        if len(cells.centres) + 2 * int(chosen.sum()) > max(budget, len(centres)):
-            return Posterior(family, cells.centres, cells.widths, cells.log_evidence, resolved=False)
+        if cells.possible + 2 * int(chosen.sum()) > max(budget, least):
+            return replace(cells, resolved=False)
         cells = _cut(evidence, cells, chosen, axis)
-
-
-def _first_cells(family: Family) -> tuple[list[Tensor], list[Tensor]]:
-    centres, widths = zip(*(p.partition() for p in family.parameters.values()), strict=True)
-    return list(centres), list(widths)
 
 
 def _cut(evidence: Evidence, cells: Posterior, chosen: Tensor, axis: int) -> Posterior:
