@@ -172,7 +172,7 @@ def test_box_position_is_recovered():
 
 @pytest.mark.parametrize("truth", [[8, 15, 3, 0.5, 0.1], [10, 5, 12, 0.5, 0.1], [20, 3, 5, 0.3, 0.05]])
 def test_a_box_anywhere_is_found_although_the_first_cells_are_blocks(truth):
-    """With both σ unknown, at the size of digits, where cells alone end on a neighbour: the best of all integers next to it, and resolved."""
+    """With both σ unknown, at the size of digits, where cells alone end on a neighbour: best of all integers next to it, resolved."""
     prior = Gaussian(torch.zeros(1, 28, 28), Covariance.white(0.01, (1, 1, 28, 28)))
     family, generator = FAMILIES["box-anywhere"]((28, 28)), torch.Generator().manual_seed(0)
     theta = torch.tensor([truth], dtype=torch.float64)
@@ -260,8 +260,10 @@ def test_runner_up_of_a_continuous_parameter_is_another_maximum():
     parameter = Parameter(0, 5, "linear")
     one = cells(parameter, [0.5, 1.5, 2.5, 3.5, 4.5], [-9.0, -1.0, 0.0, -2.0, -5.0], 1.0)
     two = cells(parameter, [0.5, 1.5, 2.5, 3.5, 4.5], [-9.0, 0.0, -5.0, -2.0, -3.0], 1.0)
+    ripple = cells(parameter, [0.5, 1.5, 2.5, 3.5, 4.5], [-9.0, 0.0, -0.4, -0.2, -1.1], 1.0)
     assert one.runner_up() is None
     assert two.runner_up() == 3
+    assert ripple.runner_up() is None
 
 
 def test_budget_stops_the_search_and_says_so():

@@ -33,6 +33,7 @@ class Estimate:
             for integers, at an end of the range, and where neither is of any use.
         log_evidence: log p(m given θ̂), in nats.
         posterior: the whole posterior under a flat prior.
+        cells: the log evidence as it was computed; the posterior is the same unless a bias was taken off, which moves and widens it.
         at_edge: whether θ̂ is at an end of its range, bool (D,).
         bias: of the maximum of a learned log evidence, taken off, (D,): the maximum is at θ̂ + bias (or is where a search for one ended); 0
             where nothing was taken off.
@@ -44,6 +45,7 @@ class Estimate:
     standard_error: Tensor
     log_evidence: float
     posterior: Posterior
+    cells: Posterior
     at_edge: Tensor
     bias: Tensor
     calls: int
@@ -91,32 +93,32 @@ def estimate(
     judged, samples = searchable(model, m.shape[1:])
     evidence = Evidence(judged, m, family, draws=draws, seed=seed)
     first = first_cells(evidence)
-    posterior = explore(evidence, budget, first)
-    best = posterior.best
-    u, value = posterior.centres[best], float(posterior.log_evidence[best])
+    cells = explore(evidence, budget, first)
+    best = cells.best
+    u, value = cells.centres[best], float(cells.log_evidence[best])
     free = torch.tensor([p.continuous for p in family.parameters.values()])
-    if refine and not posterior.resolved:  # the best of cells that coarse need not be where the maximum is
-        summit = _ascend(evidence, posterior, free)
-        posterior = explore(evidence, budget, first, summit)
-        best = posterior.best
-        u, value = posterior.centres[best], float(posterior.log_evidence[best])
+    if refine and not cells.resolved:  # the best of cells that coarse need not be where the maximum is
+        summit = _ascend(evidence, cells, free)
+        cells = explore(evidence, budget, first, summit)
+        best = cells.best
+        u, value = cells.centres[best], float(cells.log_evidence[best])
         if summit.log_evidence > value:
             u, value = summit.u, summit.log_evidence
-    error, bias = torch.full_like(u, math.nan), torch.zeros_like(u)
+    posterior, error, bias = cells, torch.full_like(u, math.nan), torch.zeros_like(u)
     if refine and bool(free.any()):
-        peak = _climb(evidence, u, free, posterior.widths[best])
-        unbiased = None if samples is None or not correct else _unbiased(evidence, peak, posterior, samples)
+        peak = _climb(evidence, u, free, cells.widths[best])
+        unbiased = None if samples is None or not correct else _unbiased(evidence, peak, cells, samples)
         if unbiased is None:
             u, value, error = peak.u, peak.value, peak.errors(peak.covariance)
         else:
             u, error, stretch = unbiased
-            value, posterior = float(evidence.grid(u[None])[0]), posterior.moved(peak.u, u, stretch)
+            value, posterior = float(evidence.grid(u[None])[0]), cells.moved(peak.u, u, stretch)
             bias = (family.values(u + family.offsets(peak.u[None], u)) - family.values(u[None]))[0]
     low, high = _bounds(family)
     margin = torch.where(free, 1e-9 * (high - low), 0.5 + 1e-9)
     at_edge = ~_periodic(family) & ((u <= low + margin) | (u >= high - margin))
     slope = torch.tensor([float(p.value(x)) if p.scale == "log" else 1.0 for p, x in zip(family.parameters.values(), u, strict=True)])
-    return Estimate(family, family.values(u[None])[0], slope * error, value, posterior, at_edge, bias, evidence.calls)
+    return Estimate(family, family.values(u[None])[0], slope * error, value, posterior, cells, at_edge, bias, evidence.calls)
 
 
 def _bounds(family: Family) -> tuple[Tensor, Tensor]:

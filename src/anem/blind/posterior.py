@@ -131,16 +131,36 @@ class Posterior:
         return replace(self, centres=centres, widths=stretch * self.widths)
 
     def runner_up(self) -> int | None:
-        """Index of the best cell that is another answer: other integers, or else another local maximum; None if there is none."""
+        """Index of the best cell that is another answer, None if there is none.
+
+        That is one of other integers, or where there are none another local maximum, from which every way to a higher place goes down
+        by a nat or more.
+        """
         integers = [a for a, p in enumerate(self.family.parameters.values()) if not p.continuous]
         if integers:
             others = (self.centres != self.centres[self.best])[:, integers].any(1)
-        else:
-            higher = self.log_evidence[None, :] > self.log_evidence[:, None]
-            others = ~(higher & touching(self, torch.arange(len(self.centres)), corners=True)).any(1)
-            others[self.best] = False
-        candidates = self.log_evidence.where(others, -math.inf)
-        return int(candidates.argmax()) if bool((candidates > -math.inf).any()) else None
+            candidates = self.log_evidence.where(others, -math.inf)
+            return int(candidates.argmax()) if bool((candidates > -math.inf).any()) else None
+        touch = touching(self, torch.arange(len(self.centres)), corners=True)
+        higher = self.log_evidence[None, :] > self.log_evidence[:, None]
+        tops = ~(higher & touch).any(1) & (self.log_evidence > -math.inf)
+        for index in self.log_evidence.argsort(descending=True).tolist():
+            if tops[index] and index != self.best and not self._shoulder(index, touch):
+                return index
+        return None
+
+    def _shoulder(self, index: int, touch: Tensor, depth: float = 1.0) -> bool:
+        """Whether a higher cell is reached from this one through cells less than ``depth`` nats below it."""
+        above = self.log_evidence > self.log_evidence[index] - depth
+        reached = torch.zeros_like(above)
+        reached[index] = True
+        while True:
+            further = touch[:, reached].any(1) & above
+            if bool((self.log_evidence[further] > self.log_evidence[index]).any()):
+                return True
+            if bool((further == reached).all()):
+                return False
+            reached = further
 
 
 def _quantiles(x: Tensor, width: Tensor, p: Tensor, q: Tensor) -> Tensor:

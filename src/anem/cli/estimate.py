@@ -179,12 +179,13 @@ def parameters(found: blind.Estimate) -> list[dict]:
 
 
 def runner_up(found: blind.Estimate) -> dict | None:
-    """The second-best answer and how far behind it is, or None."""
-    index = found.posterior.runner_up()
+    """The second-best answer and how far its evidence is behind the best, as computed (no bias is taken off either), or None."""
+    cells = found.cells
+    index = cells.runner_up()
     if index is None:
         return None
-    theta = dict(zip(found.family.parameters, found.posterior.theta[index].tolist(), strict=True))
-    return {"theta": theta, "behind": found.log_evidence - float(found.posterior.log_evidence[index])}
+    theta = dict(zip(found.family.parameters, cells.theta[index].tolist(), strict=True))
+    return {"theta": theta, "behind": float(cells.log_evidence.max() - cells.log_evidence[index])}
 
 
 def table(record: dict) -> Table:

@@ -35,15 +35,15 @@ def plot_evidence(found: Estimate, title: str, file: Path) -> None:
 def profile(found: Estimate, a: int, ax: Axes) -> None:
     """Log evidence along one parameter, the best over all others, with the 90 % interval."""
     name, parameter = list(found.family.parameters.items())[a]
-    posterior = found.posterior
+    cells = found.cells
     # A coarse cell between fine ones would look like a dip: keep, of the cells over a value, the best.
-    u, width, value = (t.numpy() for t in (posterior.centres[:, a], posterior.widths[:, a], posterior.log_evidence))
+    u, width, value = (t.numpy() for t in (cells.centres[:, a], cells.widths[:, a], cells.log_evidence))
     at = np.unique(u)
     best = np.array([value[np.abs(u - v) <= 0.5 * width].max() for v in at])
     shown = np.isfinite(best)
-    theta = parameter.value(posterior.centres.new_tensor(at[shown])).numpy()
-    ax.plot(theta, np.maximum(best[shown] - found.log_evidence, -1e6), ".-" if len(theta) < 60 else "-", markersize=4)
-    low, high = posterior.interval(0.9)[a].tolist()
+    theta = parameter.value(cells.centres.new_tensor(at[shown])).numpy()
+    ax.plot(theta, np.maximum(best[shown] - best[shown].max(), -1e6), ".-" if len(theta) < 60 else "-", markersize=4)
+    low, high = found.posterior.interval(0.9)[a].tolist()
     ax.axvspan(low, high, alpha=0.2, color="tab:orange", label="90 % interval")
     ax.axvline(float(found.theta[a]), color="tab:red", linewidth=1, label=f"estimate {float(found.theta[a]):.4g}")
     ax.set_yscale("symlog", linthresh=10.0)
@@ -54,11 +54,11 @@ def profile(found: Estimate, a: int, ax: Axes) -> None:
 def surface(found: Estimate, figure: Figure) -> None:
     """Log evidence of two parameters, every cell a rectangle."""
     ax = figure.subplots()
-    posterior = found.posterior
-    ends = [posterior.family.values(posterior.centres + sign * posterior.widths / 2).numpy() for sign in (-1, 1)]
+    evidence = found.cells
+    ends = [evidence.family.values(evidence.centres + sign * evidence.widths / 2).numpy() for sign in (-1, 1)]
     patches = [Rectangle((x0, y0), x1 - x0, y1 - y0) for (x0, y0), (x1, y1) in zip(*ends, strict=True)]
     cells = PatchCollection(patches, cmap="viridis", edgecolor="face", linewidth=0.2)
-    relative = posterior.log_evidence.numpy() - found.log_evidence
+    relative = (evidence.log_evidence - evidence.log_evidence.max()).numpy()
     cells.set_array(np.maximum(relative, -FLOOR))
     cells.set_clim(-FLOOR, 0)
     ax.add_collection(cells)

@@ -132,7 +132,7 @@ class Restore:
         if self.blind is not None:
             known = {} if self.degradation.task or self.degradation.sigma is None else {"sigma": self.degradation.sigma}
             operator, sigma, estimates = estimated(model, measurement.double(), self.blind, known, self.seed)
-            found = {"blind": self.blind, "estimates": [{"name": n, "parameters": e} for n, e in zip(names, estimates, strict=True)]}
+            found = {"blind": self.blind, "estimates": [{"name": n} | e for n, e in zip(names, estimates, strict=True)]}
         with progress(self.steps) as bar, self.drawn_path(folder) as path:
             restoration = sample_posterior(
                 model,
@@ -172,7 +172,7 @@ class Restore:
 
 def estimated(
     model: EnergyModel, measurement: Tensor, name: str, known: dict[str, float], seed: int
-) -> tuple[LinearOperator, Tensor, list[list[dict]]]:
+) -> tuple[LinearOperator, Tensor, list[dict]]:
     """Operator and noise of every measurement as most probable in a family, as one batch, and what a record says of the parameters."""
     import torch
 
@@ -186,13 +186,18 @@ def estimated(
         family = family.change(known)
     found = [estimate(model, measurement[b : b + 1], family, seed=seed) for b in range(len(measurement))]
     operator, sigma = family.degradation(torch.stack([e.theta for e in found]))
-    return operator, sigma.to(measurement.device), [parameters(e) for e in found]
+    return operator, sigma.to(measurement.device), [{"resolved": e.posterior.resolved, "parameters": parameters(e)} for e in found]
 
 
 def estimates_of(record: dict) -> Iterator[str]:
-    """What --blind found, a line an image, with 90 % intervals."""
+    """What --blind found, a line an image, with 90 % intervals, marked as ``anem estimate`` marks them."""
     for image in record.get("estimates", ()):
-        found = (f"{p['name']} {p['estimate']:.3g} ({p['interval_90'][0]:.3g} to {p['interval_90'][1]:.3g})" for p in image["parameters"])
+        coarse = "" if image["resolved"] else ", not resolved"
+        found = (
+            f"{p['name']} {p['estimate']:.3g} ({p['interval_90'][0]:.3g} to {p['interval_90'][1]:.3g}{coarse}"
+            f"{', end of range' if p['at_edge'] else ''})"
+            for p in image["parameters"]
+        )
         yield f"{image['name']}: {record['blind']}, " + ", ".join(found)
 
 
