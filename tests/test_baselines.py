@@ -143,7 +143,11 @@ def test_red_diff_is_adam_with_the_authors_betas_from_the_pseudo_inverse():
     h, measured, d = world.h, int((world.h > 0).sum()), world.h.numel()
     target = 2 * (world.one[0] - 0.5 * h)
     mu, mean = h * target / (h.square() + 1e-3), 2 * world.mean - 1
-    noise = each_sample(lambda g: torch.stack([normal((1, *mu.shape), g, mu) for _ in bars]), 1, generators_for([0]), 1, mu.device)[0]
+
+    def every(g):
+        return torch.stack([normal((1, *mu.shape), g, mu) for _ in bars])
+
+    noise = each_sample(every, 1, generators_for([0]), world.measurement, world.operator)[0]
     first, second = torch.zeros_like(mu), torch.zeros_like(mu)
     for i, (bar, z) in enumerate(zip(bars, noise[:, 0], strict=True), 1):
         level = ((1 - bar) / bar) ** 0.5
@@ -416,8 +420,23 @@ def test_no_samples_are_refused(make):
         restorer(world.measurement, world.operator, SIGMA)
 
 
+@pytest.mark.parametrize("make", ALL, ids=NAMES)
+def test_measurements_and_noise_that_are_none_are_refused(make):
+    world = World(1)
+    restorer = make(world.prior)
+    for sigma in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="sigma: wanted"):
+            restorer(world.measurement, world.operator, sigma)
+    with pytest.raises(ValueError, match="finite"):
+        restorer(world.measurement * float("nan"), world.operator, SIGMA)
+
+
 def test_settings_that_make_no_sense_are_refused():
     world = World(1)
+    with pytest.raises(ValueError, match="ode: wanted at least 1"):
+        DAPS(world.prior, ode=0)
+    with pytest.raises(ValueError, match="scale"):
+        DPS(world.prior, scale=-1.0)
     with pytest.raises(ValueError, match="levels"):
         Composition(world.prior, levels=1)(world.measurement, world.operator, SIGMA)
     with pytest.raises(ValueError, match="sigma"):

@@ -13,7 +13,7 @@ from anem.cli import main
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
 from anem.gaussian import make_power_law_gaussian
-from anem.likelihood import AuditSize, audits
+from anem.likelihood import AuditSize, audits, trusted_level
 
 TINY = AuditSize(
     flow=2,
@@ -89,14 +89,13 @@ def test_what_cannot_be_decided_is_missed_in_a_full_run_and_not_judged_in_a_quic
         assert context.report.figures["a/b/c"].holds is holds
 
 
-def test_the_trusted_range_ends_at_the_first_level_that_is_wrong(tmp_path):
-    context = harness.Context(harness.Report("n", "c", 0, "n"), quick=True, out=tmp_path)
-    for level, value in (("0.01", -0.05), ("0.0001", 0.02), ("0.1", 0.3), ("1", 0.01)):
-        context.figure(f"variance/white {level}/one call/error − 1", value, aim="-0.1 to 0.1", quick=level != "0.01")
-        context.figure(f"variance/white {level}/one call/samples − 1", 9.0)
-    assert audit.trusted_level(context) == 0.01
-    context.report.figures["variance/white 0.01/one call/error − 1"] = harness.Figure(-0.05, "±0.1; undecided", False)
-    assert audit.trusted_level(context) == 0.0001
+def test_the_trusted_range_ends_at_the_first_level_that_is_wrong_or_undecided():
+    what = "one call/error − 1"
+    figures = [("variance", f"white {v}", what, holds) for v, holds in (("0.01", True), ("0.0001", True), ("0.1", False), ("1", True))]
+    figures += [("variance", "white 0.001", "one call/samples − 1", False), ("gradient", "white 0.001", what, False)]
+    assert trusted_level(figures) == 0.01
+    assert trusted_level([*figures, ("variance", "white 0.001", what, None)]) == 0.0001
+    assert trusted_level(figures[2:3]) is None
 
 
 # --- the command ---

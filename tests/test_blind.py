@@ -388,6 +388,11 @@ def test_an_interval_of_cells_that_are_too_coarse_is_marked(command, budget, tmp
         (("--family", "white", "--known", "sigma"), "NAME=VALUE"),
         (("--family", "white", "--truth", "std=1"), "--truth: wanted sigma"),
         (("--family", "white", "--known", "sigma=0.1"), "at least one unknown"),
+        (("--family", "super-resolution", "--known", "factor=100"), "factor: wanted 1 to 8, got 100"),
+        (("--family", "super-resolution", "--known", "factor=2.6"), "factor: wanted a whole number, got 2.6"),
+        (("--family", "super-resolution", "--truth", "factor=-3", "sigma=0.1"), "factor: wanted a number > 0, got -3"),
+        (("--family", "box", "--known", "side=100"), "box: wanted a rectangle inside 8 x 8, got top -46, left -46"),
+        (("--family", "blur", "--known", "std=0"), "std: wanted a number > 0"),
     ],
 )
 def test_the_command_refuses_in_one_line(command, options, message):

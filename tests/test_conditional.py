@@ -11,7 +11,7 @@ from anem.baselines import indi as indi_module
 from anem.baselines import palette as palette_module
 from anem.baselines.conditional import ConditionalConfig, ConditionalNetwork, conditional_parts, measurement_image
 from anem.data import DataConfig
-from anem.network import NetworkConfig
+from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Identity, Inpainting, SuperResolution
 from anem.random import generators_for
 from anem.restore import Restorer
@@ -205,6 +205,12 @@ def test_the_trainer_trains_it_and_it_loads_again(module, tmp_path, generator):
     x = torch.rand(2, 1, 8, 8, generator=generator)
     assert torch.equal(trained(x, x, torch.zeros(2)), again(x, x, torch.zeros(2)))
     assert float(again(x, x, torch.zeros(2)).abs().max()) > 0
+    with pytest.raises(ValueError, match="wanted 'anem-energy-3'"):
+        EnergyNetwork.from_pretrained(tmp_path / "run" / "model")
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a model of this package"):
+        ConditionalNetwork.from_pretrained(tmp_path / "run" / "model")
     twice = train(replace(config, output=str(tmp_path / "other")), parts=parts).eval()
     assert torch.equal(trained(x, x, torch.zeros(2)), twice(x, x, torch.zeros(2)))
 

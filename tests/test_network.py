@@ -187,6 +187,11 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a model of this package"):
         EnergyNetwork.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.offset.fill_(torch.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not a model of this package: wanted finite weights, got others in offset"):
+        EnergyNetwork.from_pretrained(tmp_path)
     (tmp_path / "card.json").write_text('{"format": "other"}')
     with pytest.raises(ValueError, match="wanted 'anem-energy-3'"):
         EnergyNetwork.from_pretrained(tmp_path)

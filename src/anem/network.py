@@ -21,7 +21,6 @@ the first line is so at all noise levels, exactly.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,8 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -38,7 +35,7 @@ from anem.bases import Basis, Pixel, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.evaluator import Correction, Evaluator
-from anem.files import write_model
+from anem.files import read_model, write_model
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet
 from anem.propagation import propagate
@@ -388,17 +385,9 @@ class EnergyNetwork(EnergyModel):
             FileNotFoundError: no such files.
             ValueError: a card or weights of another kind of model.
         """
-        folder = Path(folder)
-        try:
-            card = json.loads((folder / "card.json").read_text())
-            if card.get("format") != _FORMAT:
-                raise ValueError(f"its card says format {card.get('format')!r}, wanted {_FORMAT!r}")
-            network: dict[str, Any] = {"base": "mixture"}  # what there was before the field
-            network |= {k: tuple(v) if isinstance(v, list) else v for k, v in card["network"].items()}
-            model = cls(NetworkConfig(**network), DataStatistics(**card["statistics"]))
-            model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
-        except FileNotFoundError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{folder}: not a model of this package: {' '.join(str(error).split())[:200]}") from None
-        return model
+
+        def build(card: dict[str, Any]) -> EnergyNetwork:
+            network = {"base": "mixture"} | card["network"]  # what there was before the field
+            return cls(NetworkConfig(**network), DataStatistics(**card["statistics"]))
+
+        return read_model(folder, _FORMAT, build)

@@ -90,7 +90,7 @@ class Composition:
         def draw(noise: Generators) -> Tensor:
             return self._sample(observe(noise), Noise(noise)).to(measurement.dtype)
 
-        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+        return each_sample(draw, self.samples, generators, measurement, operator, sigma)
 
     @torch.no_grad()
     def _sample(self, observation: Observation, noise: Noise) -> Tensor:

@@ -5,7 +5,6 @@ The network is the U-Net of the energy with the same configuration; the level of
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -22,7 +20,7 @@ from anem.baselines.isotropic import each_sample
 from anem.corruptions import NoiseBatch
 from anem.covariance import Covariance
 from anem.data import load_dataset
-from anem.files import write_model
+from anem.files import read_model, write_model
 from anem.losses import LossTerms
 from anem.network import NetworkConfig
 from anem.nn.embedding import SPECTRAL_FEATURES
@@ -109,14 +107,11 @@ class ConditionalNetwork(nn.Module):
             FileNotFoundError: no such files.
             ValueError: another kind of model.
         """
-        folder = Path(folder)
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        if card.get("format") != _FORMAT:
-            raise ValueError(f"{folder}: wanted a model of format {_FORMAT!r}, got {card.get('format')!r}")
-        network: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["network"].items()}
-        model = cls(NetworkConfig(**network), ConditionalConfig(**card["problem"]), DataStatistics(**card["statistics"]))
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model.eval().requires_grad_(False)
+
+        def build(card: dict[str, Any]) -> ConditionalNetwork:
+            return cls(NetworkConfig(**card["network"]), ConditionalConfig(**card["problem"]), DataStatistics(**card["statistics"]))
+
+        return read_model(folder, _FORMAT, build).eval().requires_grad_(False)
 
 
 Draw = Callable[[Tensor, Generators], Tensor]
@@ -133,7 +128,7 @@ def restore_each(
     """
     network.check(operator, operator.image_shape(measurement.shape))
     seen = 2 * measurement_image(measurement, operator) - 1
-    return each_sample(partial(draw, seen), samples, generators, len(measurement), measurement.device)
+    return each_sample(partial(draw, seen), samples, generators, measurement, operator)
 
 
 Loss = Callable[[ConditionalNetwork, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -184,7 +179,7 @@ def load_conditional(path: str | Path, strict: bool = False) -> tuple[TrainConfi
 
     try:
         mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
     if "conditional" not in mapping:
         return None

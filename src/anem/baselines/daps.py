@@ -46,6 +46,11 @@ class DAPS:
     lowest: float = 0.1
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("levels", "ode", "langevin"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
         std = torch.as_tensor(sigma if self.tau is None else 0.5 * self.tau, dtype=measurement.dtype, device=measurement.device)
@@ -56,7 +61,7 @@ class DAPS:
         def draw(noise: Generators) -> Tensor:
             return self._sample(measurement, operator, precision, noise)
 
-        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+        return each_sample(draw, self.samples, generators, measurement, operator, sigma)
 
     @torch.no_grad()
     def _sample(self, measurement: Tensor, operator: LinearOperator, precision: Tensor, generators: Generators) -> Tensor:

@@ -35,13 +35,17 @@ class DPS:
     clip: bool = True
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.scale >= 0:
+            raise ValueError(f"scale: wanted a number >= 0, got {self.scale}")
+
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is not used: ζ stands for it."""
 
         def draw(noise: Generators) -> Tensor:
             return self._sample(measurement, operator, noise)
 
-        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+        return each_sample(draw, self.samples, generators, measurement, operator, sigma)
 
     def _sample(self, measurement: Tensor, operator: LinearOperator, generators: Generators) -> Tensor:
         shape = operator.image_shape(measurement.shape)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
+from anem.operators import LinearOperator
 from anem.random import Generators, generators_for
 from anem.restore import seeds_from
 from anem.sample.posterior import chain_seed
@@ -50,9 +51,24 @@ def polynomial_levels(high: float, low: float, count: int, power: float = 7.0) -
     return roots.pow(power).tolist()
 
 
-def each_sample(draw: Callable[[Generators], Tensor], samples: int, generators: Generators, batch: int, device: torch.device) -> Tensor:
-    """``samples`` runs of ``draw`` (B, C, H, W), stacked; every image of every run has random numbers of its own."""
+def each_sample(
+    draw: Callable[[Generators], Tensor],
+    samples: int,
+    generators: Generators,
+    measurement: Tensor,
+    operator: LinearOperator,
+    sigma: float | Tensor = 0.0,
+) -> Tensor:
+    """``samples`` runs of ``draw`` (B, C, H, W), stacked; every image of every run has random numbers of its own.
+
+    Raises:
+        ValueError: samples < 1, a measurement that is not finite or not of the operator's shape, σ that is no standard deviation.
+    """
     if samples < 1:
         raise ValueError(f"samples: wanted at least 1, got {samples}")
-    seeds = seeds_from(generators, batch)
-    return torch.stack([draw(generators_for([chain_seed(seed, s) for seed in seeds], device)) for s in range(samples)])
+    operator.image_shape(measurement.shape)
+    operator.noise_std(sigma, measurement)
+    if not bool(measurement.isfinite().all()):
+        raise ValueError("measurement: wanted finite values, got NaN or infinity")
+    seeds = seeds_from(generators, len(measurement))
+    return torch.stack([draw(generators_for([chain_seed(seed, s) for seed in seeds], measurement.device)) for s in range(samples)])

@@ -51,7 +51,7 @@ class REDDiff:
         def draw(noise: Generators) -> Tensor:
             return self._optimise(measurement, operator, noise)
 
-        return each_sample(draw, self.samples, generators, len(measurement), measurement.device)
+        return each_sample(draw, self.samples, generators, measurement, operator, sigma)
 
     @torch.no_grad()
     def _optimise(self, measurement: Tensor, operator: LinearOperator, generators: Generators) -> Tensor:

@@ -28,9 +28,9 @@ from matplotlib.figure import Figure as Picture
 
 from anem.bench.harness import Context, Figure
 from anem.data import load_dataset, mnist
-from anem.likelihood import Audit, AuditSize, Check, audits
+from anem.likelihood import Audit, AuditSize, Check, audits, trusted_level
 
-__all__ = ["plot_checks", "report", "run", "trusted_level"]
+__all__ = ["plot_checks", "report", "run"]
 
 
 def run(context: Context) -> None:
@@ -53,7 +53,15 @@ def run(context: Context) -> None:
     if context.worker:
         return
     plot_checks(context.report.figures, context.out / "audit.png")
-    context.figure("variance/trusted up to white noise of variance", trusted_level(context))
+    level = trusted_level((*_named(key), figure.holds) for key, figure in context.report.figures.items())
+    context.figure("variance/trusted up to white noise of variance", "none" if level is None else level)
+
+
+def _named(key: str) -> tuple[str, str, str]:
+    """Audit, where and what, of a figure's name."""
+    audit, _, rest = key.partition("/")
+    where, _, what = rest.partition("/")
+    return audit, where, what
 
 
 def _made(audit: Audit) -> dict[str, Any]:
@@ -92,20 +100,3 @@ def plot_checks(figures: Mapping[str, Figure], file: Path) -> None:
     ax.set_yticks(range(len(rows)), [key for key, *_ in rows], fontsize=6)
     ax.set(xlim=(-5.2, 5.2), ylim=(len(rows) - 0.5, -0.5), xlabel="figure over its limit, with one standard error")
     picture.savefig(file, dpi=110)
-
-
-def trusted_level(context: Context) -> float | str:
-    """The largest variance of white noise up to which the one-call variance is within 10 % of the squared error, of those asked about."""
-    levels = {}
-    for key, figure in context.report.figures.items():
-        audit, _, rest = key.partition("/white ")
-        if audit == "variance" and rest.endswith("one call/error − 1"):
-            levels[float(rest.split("/")[0])] = (
-                figure.holds is not False and figure.aim is not None and abs(float(figure.value or 0.0)) <= 0.1
-            )
-    good: float | str = "none"
-    for level in sorted(levels):
-        if not levels[level]:
-            break
-        good = level
-    return good

@@ -123,15 +123,25 @@ class Family:
         """The family with some settings known, or looked for elsewhere.
 
         Raises:
-            ValueError: a setting it has not, or none left unknown.
+            ValueError: a setting it has not, a number that a setting cannot be, or none left unknown.
         """
         unknown = set(settings) - set(self.settings)
         if unknown:
             raise ValueError(f"{self.name}: wanted settings among {', '.join(self.settings)}, got {', '.join(sorted(unknown))}")
+        self.check({name: value for name, value in settings.items() if not isinstance(value, Parameter)})
         changed = replace(self, settings={**self.settings, **settings})
         if not changed.parameters:
             raise ValueError(f"{self.name}: wanted at least one unknown setting, got numbers for all of {', '.join(self.settings)}")
         return changed
+
+    def check(self, numbers: Mapping[str, float]) -> None:
+        """Raise ValueError for numbers that settings cannot be: not whole, or not positive where the scale or a length wants it."""
+        for name, value in numbers.items():
+            parameter = self.settings[name]
+            if isinstance(parameter, Parameter) and not parameter.continuous and value != round(value):
+                raise ValueError(f"{name}: wanted a whole number, got {value:g}")
+            if isinstance(parameter, Parameter) and parameter.low > 0 and not value > 0:
+                raise ValueError(f"{name}: wanted a number > 0, got {value:g}")
 
     def values(self, u: Tensor) -> Tensor:
         """θ of coordinates u, (P, D)."""
@@ -252,6 +262,8 @@ def super_resolution(size: Sequence[int]) -> Family:
 
     def build(s: Settings) -> Degradation:
         factor = s["factor"].detach().round()[:, None]
+        if not bool(((factor >= 1) & (factor <= largest)).all()):
+            raise ValueError(f"factor: wanted 1 to {largest}, got {float(factor[(factor < 1) | (factor > largest)][0]):g}")
         at = torch.arange(largest).to(factor) - largest // 2 + (factor / 2).floor()
         row = ((at >= 0) & (at < factor)).to(factor) / factor
         return KernelBlur((row[:, :, None] * row[:, None, :])[:, None]), s["sigma"]

@@ -64,6 +64,8 @@ class Audit:
         from rich.console import Console
 
         from anem.bench.harness import write_json
+        from anem.cli.files import check_writable
+        from anem.likelihood import trusted_level
 
         check_seed(self.seed)
         unknown = [name for name in self.only if name not in AUDITS]
@@ -71,15 +73,19 @@ class Audit:
             raise ValueError(f"--only: wanted some of {', '.join(AUDITS)}, got {', '.join(unknown)}")
         if self.out is not None and self.out.is_dir():
             raise ValueError(f"--out: wanted a file, got the folder {self.out}")
+        if self.out is not None:
+            check_writable(self.out)
         checks = self.audit()
         failed = sum(check.verdict == "FAIL" for check in checks)
         record = {"model": self.model, "quick": self.quick, "seed": self.seed, "failed": failed, "checks": [entry(c) for c in checks]}
-        if self.out is not None:
-            write_json(self.out, record)
+        if any(check.audit == "variance" for check in checks):
+            record["variance_trusted_to"] = trusted_level((c.audit, c.where, c.what, c.holds) for c in checks)
         if self.json:
             print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
         else:
-            Console(highlight=False).print(table(checks, self.model))
+            Console(highlight=False).print(table(checks, self.model), trust(record), sep="\n", end="")
+        if self.out is not None:
+            write_json(self.out, record)
         undecided = sum(check.verdict == "undecided" for check in checks)
         if failed or undecided:
             print(f"{failed} failed, {undecided} undecided of {len(checks)} figures", file=sys.stderr)
@@ -130,6 +136,15 @@ def entry(check: Check) -> dict:
     numbers = {name: value if math.isfinite(value) else None for name, value in (("value", check.value), ("error", check.standard_error))}
     head = {"audit": check.audit, "where": check.where, "what": check.what}
     return head | {"value": numbers["value"], "standard_error": numbers["error"], "criterion": check.criterion, "holds": check.holds}
+
+
+def trust(record: dict) -> str:
+    """A line on where the one-call variance can be trusted, if that was audited."""
+    if "variance_trusted_to" not in record:
+        return ""
+    level = record["variance_trusted_to"]
+    until = "at no level of white noise that was looked at" if level is None else f"for white noise of variance up to {level:g}"
+    return f"posterior variance from one call: within 10 % of the squared error {until}\n"
 
 
 def table(checks: Sequence[Check], model: str) -> Table:

@@ -132,6 +132,7 @@ class Estimate:
         truth = settings("--truth", self.truth)
         if set(truth) != set(family.settings):
             raise ValueError(f"--truth: wanted {', '.join(family.settings)} of {family.name}, got {', '.join(truth)}")
+        family.check(truth)
         theta = images.new_tensor([[truth[name] for name in family.parameters]])
         if not bool(family.possible(theta).all()):
             raise ValueError(f"--truth: wanted settings possible for {family.name} on images of {images.shape[-2]} x {images.shape[-1]}")

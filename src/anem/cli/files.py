@@ -76,6 +76,13 @@ def replaceable(out: Path) -> bool:
         return False
 
 
+def check_writable(file: Path) -> None:
+    """Raise OSError if ``file`` cannot be written: what takes long should not find out at its end. Leaves nothing behind."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}."):
+        pass
+
+
 def write_record(folder: Path, record: dict) -> None:
     """The record of a result, with a list of all files beside it."""
     files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())

@@ -14,7 +14,7 @@ All sums are in float64.
 
 from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance, path_integral
 from anem.likelihood.audits_ranks import Ranks, audit_ranks, truth_ranks
-from anem.likelihood.audits_suite import Audit, AuditSize, audits
+from anem.likelihood.audits_suite import Audit, AuditSize, audits, trusted_level
 from anem.likelihood.bits import BitsPerDim, bits_per_dim, choose_sigma, log_box_mixture
 from anem.likelihood.diagnose import Comparison, Scores, compare, score
 from anem.likelihood.flow import FlowLikelihood, flow_log_prob
@@ -52,5 +52,6 @@ __all__ = [
     "log_partition",
     "path_integral",
     "score",
+    "trusted_level",
     "truth_ranks",
 ]

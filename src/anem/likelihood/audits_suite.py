@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,7 +20,7 @@ from anem.operators import LinearOperator, make_operator
 from anem.sample import Diverged, Sampler, WaterFilling
 from anem.statistics import DataStatistics
 
-__all__ = ["Audit", "AuditSize", "audits", "family_covariances"]
+__all__ = ["Audit", "AuditSize", "audits", "family_covariances", "trusted_level"]
 
 SIGMA = 0.05
 """Standard deviation of the noise in measurements."""
@@ -30,6 +30,9 @@ LEVELS = (1e-4, 1e-2, 1.0)
 
 VARIANCES = (1e-4, 1e-3, 1e-2, 3e-2, 9e-2, 1.0)
 """Those at which variances are."""
+
+ONE_CALL = "one call/error − 1"
+"""What :func:`anem.likelihood.audit_variance` calls the one-call variance over the squared error."""
 
 KNOWN = 0.25
 """Share of coordinates whose noise is below the data's variance, in the covariances that stand for families, where a family has such."""
@@ -231,3 +234,24 @@ def _generator(seed: int, *labels: str, device: torch.device | str = "cpu") -> t
     """A generator that depends on the seed and the labels only."""
     digest = hashlib.sha256(repr((seed, *labels)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def trusted_level(figures: Iterable[tuple[str, str, str, bool | None]]) -> float | None:
+    """The variance of white noise up to which the one-call variance is within 10 % of the squared error, of those asked about.
+
+    Arguments:
+        figures: of audits, each its audit, where, what, and whether it holds (None if undecided or not asked).
+
+    Returns None if not even at the least; what is undecided is not trusted.
+    """
+    levels = {
+        float(where.removeprefix("white ")): holds is True
+        for audit, where, what, holds in figures
+        if audit == "variance" and where.startswith("white ") and what == ONE_CALL
+    }
+    good = None
+    for level in sorted(levels):
+        if not levels[level]:
+            break
+        good = level
+    return good

@@ -24,7 +24,11 @@ class Inception(nn.Module):
 
     def __init__(self, directory: str | os.PathLike) -> None:
         super().__init__()
-        self.network = torch.jit.load(str(weight_file(directory, "inception.pt")), map_location="cpu").eval()
+        path = weight_file(directory, "inception.pt")
+        try:
+            self.network = torch.jit.load(str(path), map_location="cpu").eval()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{path}: not a readable weight file: {' '.join(str(error).split())[:100]}") from None
 
     @torch.no_grad()
     def forward(self, x: Tensor, batch_size: int = 16) -> Tensor:

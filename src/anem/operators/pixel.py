@@ -18,8 +18,10 @@ def inside_box(size: Sequence[int], top: int | Tensor, left: int | Tensor, heigh
     """Indicator of a rectangle, bool (P, 1, H, W), true inside. ``size`` ends in (H, W); positions and sides are numbers or (P,)."""
     y, x = torch.arange(size[-2])[:, None], torch.arange(size[-1])[None, :]
     t, s, h, w = (torch.as_tensor(v).cpu().reshape(-1, 1, 1, 1) for v in (top, left, height, width))
-    if any(bool((v < 0).any()) for v in (t, s, h, w)) or bool((t + h > size[-2]).any() or (s + w > size[-1]).any()):
-        got = f"top {top}, left {left}, height {height}, width {width}"
+    outside = (torch.stack(torch.broadcast_tensors(t, s, h, w)) < 0).any(0) | (t + h > size[-2]) | (s + w > size[-1])
+    if bool(outside.any()):
+        first = [int(v.expand_as(outside)[outside][0]) for v in (t, s, h, w)]
+        got = "top {}, left {}, height {}, width {}".format(*first)
         raise ValueError(f"box: wanted a rectangle inside {size[-2]} x {size[-1]}, got {got}")
     return (y >= t) & (y < t + h) & (x >= s) & (x < s + w)
 
