@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.nn import functional
 
 import anem.nn.recorded
 from anem.bases import Mixed, as_basis
@@ -130,17 +131,21 @@ def test_compiling_wants_a_compiler_evaluation_and_sensible_numbers(monkeypatch)
 
 
 class Part(nn.Module):
-    """A function with a gradient, a parameter and a constant."""
+    """A function with a gradient, parameters and a constant, of the kinds of operations that a network has."""
 
     def __init__(self, shift=0.0):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
+        self.kernel = nn.Parameter(torch.linspace(-1, 1, 144).reshape(4, 4, 3, 3))
         self.register_buffer("constant", torch.full((8, 8), shift))
 
     def forward(self, y, values):
         with torch.enable_grad():
             leaf = y.detach().requires_grad_()
-            energy = (torch.nn.functional.silu(self.weight * leaf + self.constant).square() / values).sum((1, 2, 3))
+            small = functional.pixel_unshuffle(self.weight * leaf + self.constant, 2).contiguous(memory_format=torch.channels_last)
+            energy = (functional.pixel_shuffle(functional.silu(functional.conv2d(small, self.kernel, padding=1)), 2) / values).sum(
+                (1, 2, 3)
+            )
             return energy, *torch.autograd.grad(energy.sum(), leaf)
 
 

@@ -34,14 +34,13 @@ def record(function: Callable[..., Sequence[Tensor]], parameters: Mapping[str, T
 def machine_code(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
     """The graph compiled for inputs like these. Takes minutes once, and seconds where Inductor's cache on disk has it from before."""
     import torch._inductor
-    from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))  # without one the cache is passed by
-    with torch.no_grad(), warnings.catch_warnings(), tracing(context):
+    mode = FakeTensorMode(shape_env=ShapeEnv())  # as torch.compile does; without one the cache on disk is passed by
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # complex numbers (the Fourier transforms) are left as they are
-        return torch._inductor.compile(graph, [*inputs])
+        return torch._inductor.compile(graph, [mode.from_tensor(x, static_shapes=True) for x in inputs])
 
 
 def cpp_compiler() -> str:
