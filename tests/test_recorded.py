@@ -143,7 +143,8 @@ class Part(nn.Module):
         with torch.enable_grad():
             leaf = y.detach().requires_grad_()
             small = functional.pixel_unshuffle(self.weight * leaf + self.constant, 2).contiguous(memory_format=torch.channels_last)
-            energy = (functional.pixel_shuffle(functional.silu(functional.conv2d(small, self.kernel, padding=1)), 2) / values).sum(
+            large = functional.pixel_shuffle(functional.silu(functional.conv2d(small, self.kernel, padding=1)), 2)
+            energy = (large / values).sum((1, 2, 3))
                 (1, 2, 3)
             )
             return energy, *torch.autograd.grad(energy.sum(), leaf)
