@@ -145,8 +145,6 @@ class Part(nn.Module):
             small = functional.pixel_unshuffle(self.weight * leaf + self.constant, 2).contiguous(memory_format=torch.channels_last)
             large = functional.pixel_shuffle(functional.silu(functional.conv2d(small, self.kernel, padding=1)), 2)
             energy = (large / values).sum((1, 2, 3))
-                (1, 2, 3)
-            )
             return energy, *torch.autograd.grad(energy.sum(), leaf)
 
 
