@@ -114,14 +114,11 @@ class Trace:
             import arviz
         except ImportError as error:
             raise ValueError("to_arviz needs ArviZ: pip install 'anem[mcmc]'") from error
-        groups = {
-            "posterior": {"x": self.draws.cpu().numpy()},
-            "sample_stats": {"lp": self.log_density.cpu().numpy(), "acceptance_rate": self.acceptance.cpu().numpy()},
-        }
-        dims = {"x": ["image", "channel", "row", "column"], "lp": ["image"], "acceptance_rate": ["image"]}
-        if arviz.__version__.startswith("0."):
-            return arviz.from_dict(**groups, dims=dims)
-        return arviz.from_dict(groups, dims=dims)
+        return arviz.from_dict(
+            posterior={"x": self.draws.cpu().numpy()},
+            sample_stats={"lp": self.log_density.cpu().numpy(), "acceptance_rate": self.acceptance.cpu().numpy()},
+            dims={"x": ["image", "channel", "row", "column"], "lp": ["image"], "acceptance_rate": ["image"]},
+        )
 
 
 @torch.no_grad()
