@@ -127,6 +127,11 @@ class Restore:
             operator = self.degradation.operator(tuple(images.shape), self.seed)
             generators = generators_for(range(self.seed, self.seed + len(images)), self.device)
             measurement = self.degradation.apply(images, operator, generators)
+        if self.blind is not None and measurement.shape != images.shape:
+            size = " x ".join(str(n) for n in measurement.shape[-2:])
+            raise ValueError(
+                f"--blind: wanted measurements of the images' size, got {size} from {self.degradation.task}; sr4-fourier has it"
+            )
         found: dict = {}
         start = time.perf_counter()
         if self.blind is not None:
