@@ -429,6 +429,10 @@ def test_measurements_and_noise_that_are_none_are_refused(make):
             restorer(world.measurement, world.operator, sigma)
     with pytest.raises(ValueError, match="finite"):
         restorer(world.measurement * float("nan"), world.operator, SIGMA)
+    with pytest.raises(ValueError, match="wanted"):
+        restorer(world.measurement[..., :6], world.operator, SIGMA)
+    with pytest.raises(ValueError, match="measurement"):
+        restorer(world.measurement[0], world.operator, SIGMA)
 
 
 def test_settings_that_make_no_sense_are_refused():

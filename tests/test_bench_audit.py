@@ -14,6 +14,7 @@ from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
 from anem.gaussian import make_power_law_gaussian
 from anem.likelihood import AuditSize, audits, trusted_level
+from anem.likelihood.audits import ONE_CALL
 
 TINY = AuditSize(
     flow=2,
@@ -90,7 +91,7 @@ def test_what_cannot_be_decided_is_missed_in_a_full_run_and_not_judged_in_a_quic
 
 
 def test_the_trusted_range_ends_at_the_first_level_that_is_wrong_or_undecided():
-    what = "one call/error − 1"
+    what = ONE_CALL
     figures = [("variance", f"white {v}", what, holds) for v, holds in (("0.01", True), ("0.0001", True), ("0.1", False), ("1", True))]
     figures += [("variance", "white 0.001", "one call/samples − 1", False), ("gradient", "white 0.001", what, False)]
     assert trusted_level(figures) == 0.01
@@ -106,13 +107,16 @@ def test_the_command_prints_a_verdict_a_line_and_writes_the_same(capsys):
     printed = json.loads(capsys.readouterr().out)
     with open("figures.json", encoding="utf-8") as file:
         assert json.load(file) == printed
+    assert "variance_trusted_to" in printed
     assert code == (1 if printed["failed"] else 0)
     x = torch.rand(2, 1, 4, 4)
     assert len({(c["audit"], c["where"]) for c in printed["checks"]}) >= len(list(audits(make_power_law_gaussian(1, 4, 4), x, TINY)))
     assert all({"value", "standard_error", "criterion", "holds"} <= set(c) for c in printed["checks"])
     assert main(["audit", "exact", "--quick", "--only", "paths"]) == 0
     lines = capsys.readouterr().out
-    assert lines.count("detour") == 3 and "pass" in lines and "log Z" not in lines
+    assert lines.count("detour") == 3 and "pass" in lines and "log Z" not in lines and "one call" not in lines
+    main(["audit", "exact", "--quick", "--only", "variance"])
+    assert "posterior variance from one call: within 10 % of the squared error" in capsys.readouterr().out
 
 
 def test_a_failed_audit_is_exit_code_1(capsys):
@@ -123,7 +127,14 @@ def test_a_failed_audit_is_exit_code_1(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--only", "nonsense"], ["--data", "elsewhere"], ["--images", "missing.png"], ["--seed", "-1"], ["--out", "."]],
+    [
+        ["--only", "nonsense"],
+        ["--data", "elsewhere"],
+        ["--images", "missing.png"],
+        ["--seed", "-1"],
+        ["--out", "."],
+        ["--out", "pictures.npy/figures.json"],
+    ],
     ids=lambda a: a[0],
 )
 def test_unusable_input_is_one_line_and_exit_code_2(arguments, capsys):

@@ -305,6 +305,9 @@ def test_grey_digits_are_repeated_and_padded_with_black(name, weights):
     assert torch.equal(metric(x, y), metric(*padded))
     with pytest.raises(ValueError, match=r"\(B, 1 or 3, H, W\)"):
         metric(x.expand(-1, 2, -1, -1), y)
+    for other in (y[:1], y[..., :20]):
+        with pytest.raises(ValueError, match="wanted the reference's number and size of images"):
+            metric(x, other)
 
 
 def test_missing_weights_are_named(tmp_path, weights):
@@ -314,6 +317,9 @@ def test_missing_weights_are_named(tmp_path, weights):
     (tmp_path / "dists.npz").write_bytes(b"junk")
     with pytest.raises(ValueError, match="dists.npz: not a readable weight file"):
         DISTS(tmp_path)
+    (tmp_path / "inception.pt").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="inception.pt: not a readable weight file"):
+        Inception(tmp_path)
     with pytest.raises(ValueError, match="wanted 'alex' or 'vgg', got 'resnet'"):
         LPIPS(weights, "resnet")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from anem.cli import main
+from anem.cli.restore import estimates_of
 from anem.gaussian import make_power_law_gaussian
 from anem.operators import GaussianBlur
 
@@ -63,6 +64,12 @@ def test_the_estimates_are_printed(capsys):
     assert Path("out/sheet.png").exists()
 
 
+def test_what_is_not_resolved_or_at_an_end_is_marked():
+    box = {"name": "side", "estimate": 12.0, "interval_90": [11.0, 13.0], "at_edge": True}
+    (line,) = estimates_of({"blind": "box", "estimates": [{"name": "a", "resolved": False, "parameters": [box]}]})
+    assert line == "a: box, side 12 (11 to 13, not resolved, end of range)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -72,6 +79,7 @@ def test_the_estimates_are_printed(capsys):
         (["blurred.npy", "--blind", "blur", "--scale", "2"], "--scale"),
         (["blurred.npy", "--blind", "box", "--sigma", "0.1"], "--sigma"),
         (["blurred.npy", "--blind", "white", "--sigma", "0.1"], "unknown setting"),
+        (["clean.npy", "--blind", "super-resolution", "--task", "sr2"], "wanted measurements of the images' size, got 8 x 8 from sr2"),
     ],
 )
 def test_unusable_input_is_one_line_and_exit_code_2(arguments, named, capsys):

@@ -39,7 +39,7 @@ def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], 
             raise ValueError(f"wanted finite weights, got others in {strange[0]}")
     except FileNotFoundError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a model of this package: {' '.join(str(error).split())[:200]}") from None
     return model
 

@@ -66,8 +66,7 @@ def each_sample(
     """
     if samples < 1:
         raise ValueError(f"samples: wanted at least 1, got {samples}")
-    operator.image_shape(measurement.shape)
-    operator.noise_std(sigma, measurement)
+    operator.check_measurement(measurement, sigma)
     if not bool(measurement.isfinite().all()):
         raise ValueError("measurement: wanted finite values, got NaN or infinity")
     seeds = seeds_from(generators, len(measurement))

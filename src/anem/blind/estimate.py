@@ -54,6 +54,11 @@ class Estimate:
         """The estimated operator and standard deviation of the noise, for a sampler."""
         return self.family.degradation(self.theta[None])
 
+    @property
+    def highest(self) -> float:
+        """The highest log evidence that was found, in nats: a bias that was taken off is in it, and cells may be too coarse to have it."""
+        return max(self.log_evidence, float(self.cells.log_evidence.max()))
+
     def named(self) -> dict[str, float]:
         """θ̂ by name."""
         return dict(zip(self.family.parameters, self.theta.tolist(), strict=True))
@@ -72,6 +77,8 @@ def estimate(
 ) -> Estimate:
     """Degradation parameters that make a measurement most probable: coarse to fine on cells, then Newton steps where θ is continuous.
 
+    Where the cells stay too coarse, the maximum is climbed to from the best of them, and a second search cuts the first cells about it.
+
     Arguments:
         model: an energy, learned or exact, with its data statistics. A learned one is bounded, see :mod:`anem.blind.bounded`, for which
             32 images are drawn from its prior the first time.
@@ -79,8 +86,9 @@ def estimate(
         family: such as ``FAMILIES["blur"]((28, 28))``, for the size (…, H, W) of m.
         draws: K, draws of what was not observed, over which the evidence is averaged (log-mean-exp).
         seed: of their random numbers, the same for every θ.
-        budget: most parameters looked at on cells.
-        refine: whether to take the Newton steps; without, θ̂ is the centre of the best cell and has no standard error.
+        budget: most possible cells of one search.
+        refine: whether to take the Newton steps and, where cells stay too coarse, to climb and search again; without, θ̂ is the centre of
+            the best cell and has no standard error.
         correct: whether to take off the bias that a learned energy shows on measurements of its own samples, and to widen the posterior
             accordingly (docs/mathematics.md §6); for continuous parameters that are refined.
 
@@ -191,7 +199,7 @@ def _climb(evidence: Evidence, u: Tensor, free: Tensor, width: Tensor, slope: Te
     return _Peak(u, value, whole, interior, torch.linalg.inv(precision) if concave else None)
 
 
-def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 3, rounds: int = 40) -> Summit:
+def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10, rounds: int = 40) -> Summit:
     """Uphill from the best cells: Newton steps where θ is continuous and integers to the best of their neighbours, in turn.
 
     Starts differ in their integers, or do not touch if there are none. Neighbours are all combinations of integers two away, and once

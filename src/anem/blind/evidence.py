@@ -67,7 +67,7 @@ class Evidence:
         """At many coordinates, in pieces of a size that memory allows and without a graph: (P, D) to (P,), −∞ where θ is impossible."""
         out = torch.full((len(u),), -math.inf, dtype=torch.float64)
         possible = self.family.possible(self.family.values(u)).nonzero()[:, 0]
-        for rows in possible.split(max(1, _NUMBERS // self.measurement.numel())):
+        for rows in possible.split(max(1, _NUMBERS // self.measurement.numel())) if len(possible) else ():
             out[rows] = self(u[rows]).cpu().double()
         return out
 

@@ -135,13 +135,13 @@ class Family:
         return changed
 
     def check(self, numbers: Mapping[str, float]) -> None:
-        """Raise ValueError for numbers that settings cannot be: not whole, or not positive where the scale or a length wants it."""
+        """Raise ValueError for numbers that settings cannot be: not whole, or negative where the range looked at is not."""
         for name, value in numbers.items():
             parameter = self.settings[name]
-            if isinstance(parameter, Parameter) and not parameter.continuous and value != round(value):
+            if isinstance(parameter, Parameter) and not parameter.continuous and not float(value).is_integer():
                 raise ValueError(f"{name}: wanted a whole number, got {value:g}")
-            if isinstance(parameter, Parameter) and parameter.low > 0 and not value > 0:
-                raise ValueError(f"{name}: wanted a number > 0, got {value:g}")
+            if isinstance(parameter, Parameter) and parameter.low >= 0 and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: wanted a finite number >= 0, got {value:g}")
 
     def values(self, u: Tensor) -> Tensor:
         """θ of coordinates u, (P, D)."""

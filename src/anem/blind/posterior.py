@@ -224,7 +224,7 @@ def explore(evidence: Evidence, budget: int = 5000, cells: Posterior | None = No
         evidence: of one measurement.
         budget: after how many possible cells to stop, ``resolved`` or not; the first ones are always computed.
         cells: to start from; those of :func:`first_cells` if None.
-        summit: if known; of cells whose centres are far below it only its own matters.
+        summit: if known; of cells whose centres are far below it only its own, and those it touches, matter.
 
     Raises:
         ValueError: the family has no possible θ.
@@ -236,7 +236,8 @@ def explore(evidence: Evidence, budget: int = 5000, cells: Posterior | None = No
         top, seeds, spacing = float(cells.log_evidence.max()), torch.zeros(len(cells.centres), dtype=torch.bool), _spacing(cells)
         if summit is not None:
             seeds[int((family.offsets(cells.centres, summit.u).abs() / cells.widths).amax(1).argmin())] = True
-            top, spacing = max(top, summit.log_evidence), summit.spacing.where(summit.spacing.isfinite(), spacing)
+            if summit.log_evidence >= top:
+                top, spacing = summit.log_evidence, summit.spacing.where(summit.spacing.isfinite(), spacing)
         seeds |= cells.log_evidence > top - _NEGLIGIBLE
         ratio = cells.widths / spacing
         relevant = touching(cells, seeds.nonzero()[:, 0]).any(1)

@@ -43,7 +43,8 @@ class Estimate:
     draws: Annotated[int, arg(metavar="N")] = 4
     """draws of what was not observed; more are slower and more exact"""
     budget: Annotated[int, arg(metavar="N")] = 5000
-    """most settings of a family whose evidence is computed; intervals that would need more are marked as not resolved"""
+    """most settings of a family in one search, of which there are two where the first stays too coarse; intervals that would need more
+    are marked as not resolved"""
     model: Model = "digits"
     seed: int = 0
     """of all random numbers"""
@@ -186,7 +187,7 @@ def runner_up(found: blind.Estimate) -> dict | None:
     if index is None:
         return None
     theta = dict(zip(found.family.parameters, cells.theta[index].tolist(), strict=True))
-    return {"theta": theta, "behind": float(cells.log_evidence.max() - cells.log_evidence[index])}
+    return {"theta": theta, "behind": found.highest - float(cells.log_evidence[index])}
 
 
 def table(record: dict) -> Table:

@@ -42,7 +42,7 @@ def profile(found: Estimate, a: int, ax: Axes) -> None:
     best = np.array([value[np.abs(u - v) <= 0.5 * width].max() for v in at])
     shown = np.isfinite(best)
     theta = parameter.value(cells.centres.new_tensor(at[shown])).numpy()
-    ax.plot(theta, np.maximum(best[shown] - best[shown].max(), -1e6), ".-" if len(theta) < 60 else "-", markersize=4)
+    ax.plot(theta, np.maximum(best[shown] - found.highest, -1e6), ".-" if len(theta) < 60 else "-", markersize=4)
     low, high = found.posterior.interval(0.9)[a].tolist()
     ax.axvspan(low, high, alpha=0.2, color="tab:orange", label="90 % interval")
     ax.axvline(float(found.theta[a]), color="tab:red", linewidth=1, label=f"estimate {float(found.theta[a]):.4g}")
@@ -58,7 +58,7 @@ def surface(found: Estimate, figure: Figure) -> None:
     ends = [evidence.family.values(evidence.centres + sign * evidence.widths / 2).numpy() for sign in (-1, 1)]
     patches = [Rectangle((x0, y0), x1 - x0, y1 - y0) for (x0, y0), (x1, y1) in zip(*ends, strict=True)]
     cells = PatchCollection(patches, cmap="viridis", edgecolor="face", linewidth=0.2)
-    relative = (evidence.log_evidence - evidence.log_evidence.max()).numpy()
+    relative = evidence.log_evidence.numpy() - found.highest
     cells.set_array(np.maximum(relative, -FLOOR))
     cells.set_clim(-FLOOR, 0)
     ax.add_collection(cells)

@@ -77,7 +77,7 @@ def replaceable(out: Path) -> bool:
 
 
 def check_writable(file: Path) -> None:
-    """Raise OSError if ``file`` cannot be written: what takes long should not find out at its end. Leaves nothing behind."""
+    """Raise OSError if ``file`` cannot be written: what takes long should not find out at its end. Leaves only its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}."):
         pass

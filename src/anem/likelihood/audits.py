@@ -30,6 +30,9 @@ __all__ = ["Check", "audit_flow", "audit_gradient", "audit_partition", "audit_pa
 PRECISION = 0.3
 """Share of the limit that a standard error may have for the figure to be decided."""
 
+ONE_CALL = "one call/error − 1"
+"""The one-call variance over the squared error."""
+
 EFFECTIVE = 4.0
 """Effective populations of weighted paths below which log Z is undecided, whatever its standard error."""
 
@@ -268,9 +271,9 @@ def audit_variance(
     within = (spread - kept * end) / kept.square()
     sums = [(used * v).flatten(1).sum(1) for v in (at.posterior_variance, own.basis.power(x - at.denoised), within)]
     checks = []
-    for what, other in (("error", sums[1]), ("samples", sums[2])):
+    for what, other in ((ONE_CALL, sums[1]), ("one call/samples − 1", sums[2])):
         value, error = ratio_minus_one(sums[0], other)
-        check = Check.near_zero("variance", where, f"one call/{what} − 1", value, error, limit)
+        check = Check.near_zero("variance", where, what, value, error, limit)
         checks.append(check if judged else Check("variance", where, check.what, value, error))
     return checks
 

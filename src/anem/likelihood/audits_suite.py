@@ -14,7 +14,7 @@ from anem.bases import as_basis
 from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
-from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
+from anem.likelihood.audits import ONE_CALL, Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
 from anem.likelihood.audits_ranks import audit_ranks
 from anem.operators import LinearOperator, make_operator
 from anem.sample import Diverged, Sampler, WaterFilling
@@ -30,9 +30,6 @@ LEVELS = (1e-4, 1e-2, 1.0)
 
 VARIANCES = (1e-4, 1e-3, 1e-2, 3e-2, 9e-2, 1.0)
 """Those at which variances are."""
-
-ONE_CALL = "one call/error − 1"
-"""What :func:`anem.likelihood.audit_variance` calls the one-call variance over the squared error."""
 
 KNOWN = 0.25
 """Share of coordinates whose noise is below the data's variance, in the covariances that stand for families, where a family has such."""

@@ -116,6 +116,13 @@ class LinearOperator(ABC):
         _check_rank("measurement", m)
         return self._adjoint(m, self._response(self.image_shape(m.shape), m))
 
+    def check_measurement(self, m: Tensor, sigma: float | Tensor) -> None:
+        """Raise ValueError unless m (B, C, h, w) is of a shape this operator gives, and σ fits it."""
+        _check_rank("measurement", m)
+        std = self.noise_std(sigma, m)
+        self._response(self.image_shape(m.shape), m)
+        _check_batch(self.name, m, std)
+
     def measure(self, x: Tensor, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """m = H x + σ v with v white, in measurement space.
 
