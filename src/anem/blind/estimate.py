@@ -203,9 +203,9 @@ def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10
     """Uphill from the best cells: Newton steps where θ is continuous and integers to the best of their neighbours, in turn.
 
     Starts differ in their integers, or do not touch if there are none. Neighbours are all combinations of integers two away, and once
-    none of these is better, of those next to it.
+    none of these is better, of those next to it. A way that comes to integers where an earlier one was ends there.
     """
-    found, left = list[Summit](), cells.log_evidence.clone()
+    found, left, seen = list[Summit](), cells.log_evidence.clone(), set[tuple[float, ...]]()
     low, high = _bounds(evidence.family)
     moves = (torch.zeros(1) if f else torch.arange(-1.0, 2.0) for f in free.tolist())
     near = torch.cartesian_prod(*moves).reshape(-1, len(free)).double()
@@ -217,7 +217,13 @@ def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10
         u, value, step, spacing = cells.centres[at], float(cells.log_evidence[at]), 2, torch.ones_like(low)
         same = (cells.centres == u)[:, ~free].all(1) if len(near) else touching(cells, torch.tensor([at]), corners=True)[:, 0]
         left[same] = -math.inf
+        way = set[tuple[float, ...]]()
         for _ in range(rounds):
+            place = tuple(u[~free].tolist())
+            if place in seen:
+                break
+            if len(near):
+                way.add(place)
             if bool(free.any()):
                 peak = _climb(evidence, u, free, cells.widths[at], steps=3)
                 u, value = peak.u, peak.value
@@ -231,6 +237,7 @@ def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10
                 break
             else:
                 step = 1
+        seen |= way
         found.append(Summit(u, value, spacing))
     return max(found, key=attrgetter("log_evidence"))
 
