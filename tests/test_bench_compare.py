@@ -310,3 +310,9 @@ def test_the_table_is_made_from_figures_alone():
         report.figures[f"t/b/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
     text = markdown(report)
     assert "* b: LPIPS -1 (-2 to -0.5)" in text and "* a: x: 0.5" in text and "| a |  |  | 20 |" in text
+
+
+def test_a_set_of_one_image_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="--images: wanted at least 2, as sets are compared, got 1"):
+        compare.run(Context(Report("compare", "", 0, ""), quick=True, out=tmp_path / "out", images=1))
+    assert not (tmp_path / "out").exists()

@@ -343,6 +343,7 @@ REAL = ("--sigma", 0.1)
     ("arguments", "message"),
     [
         (("a.png",), "wanted one of --task, --mask"),
+        (("a.png", "--task", "sr4", "--box", 4), "--box: goes with --task inpaint-box or inpaint-horizontal"),
         (("a.png", *TASK, "--scale", 2), "got --task and --scale"),
         (("a.png", "--task", "colourise"), "task: wanted one of"),
         (("a.png", "--scale", 2), "--sigma: wanted"),

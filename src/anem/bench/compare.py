@@ -92,6 +92,8 @@ def run(context: Context) -> None:
     names = _chosen("methods", context.methods or tuple(METHODS), METHODS)
     tasks = _chosen("tasks", context.tasks or size.tasks, TASKS)
     if context.images is not None:
+        if context.images < 2:
+            raise ValueError(f"--images: wanted at least 2, as sets are compared, got {context.images}")
         size = replace(size, restored={calls: min(count, context.images) for calls, count in size.restored.items()})
     models = _priors(context, names, tasks)
     judged = max(size.restored.values())

@@ -53,6 +53,8 @@ class Degradation:
             raise ValueError(f"degradation: wanted one of --task, --mask, --kernel, --scale, got {' and '.join(self.given()) or 'none'}")
         if self.measured and self.task is None:
             raise ValueError("--measured: goes with --task; --mask, --kernel and --scale are for real images anyway")
+        if self.box is not None and self.task not in ("inpaint-box", "inpaint-horizontal"):
+            raise ValueError("--box: goes with --task inpaint-box or inpaint-horizontal")
         if self.real and self.sigma is None:
             raise ValueError("--sigma: wanted the standard deviation of the noise, which a real image does not tell; 0 is 8-bit rounding")
         if self.sigma is not None and not 0 <= self.sigma < float("inf"):
