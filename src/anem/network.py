@@ -1,6 +1,6 @@
 """The learned energy: a normalised base without a network plus a network correction that vanishes at the anchor.
 
-With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + λ and a = c/t,
+With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + λ and a = c/t::
 
     U = s U_G − (1 − s) log Σ_r w_r(Σ) exp(−U_r)           energies of densities that need no training, the share s = s(Σ):
                                                            Gaussian data, U_G = Σ_k ½[ρ_k²/t_k + log 2πt_k], and independent
