@@ -304,9 +304,9 @@ def test_grey_digits_are_repeated_and_padded_with_black(name, weights):
     padded = [torch.nn.functional.pad(z.repeat(1, 3, 1, 1), (2, 2, 2, 2)) for z in (x, y)]
     assert torch.equal(metric(x, y), metric(*padded))
     with pytest.raises(ValueError, match=r"\(B, 1 or 3, H, W\)"):
-        metric(x.expand(-1, 2, -1, -1), y)
-    for other in (y[:1], y[..., :20]):
-        with pytest.raises(ValueError, match="wanted the reference's number and size of images"):
+        metric(x.expand(-1, 2, -1, -1), y.expand(-1, 2, -1, -1))
+    for other in (y.repeat(2, 1, 1, 1), y[..., :20]):
+        with pytest.raises(ValueError, match="wanted the reference's shape"):
             metric(x, other)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anem.metrics.pixels import check_pair
+
 __all__ = ["DISTS", "LPIPS", "as_rgb", "weight_file"]
 
 
@@ -100,14 +102,9 @@ class LPIPS(nn.Module):
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         """Distances (B,) of images (B, C, H, W); ValueError if their shapes differ."""
-        _check_pair(x, reference)
+        check_pair(x, reference)
         pairs = zip(self.features(as_rgb(x, 32)), self.features(as_rgb(reference, 32)), self.heads, strict=True)
         return torch.stack([((_unit(a) - _unit(b)).square() * w).sum(1).mean((1, 2)) for a, b, w in pairs]).sum(0)
-
-
-def _check_pair(x: Tensor, reference: Tensor) -> None:
-    if x.shape[0] != reference.shape[0] or x.shape[2:] != reference.shape[2:]:
-        raise ValueError(f"x: wanted the reference's number and size of images, {tuple(reference.shape)}, got {tuple(x.shape)}")
 
 
 def _unit(z: Tensor) -> Tensor:
@@ -139,7 +136,7 @@ class DISTS(nn.Module):
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         """Distances (B,) of images (B, C, H, W); ValueError if their shapes differ."""
-        _check_pair(x, reference)
+        check_pair(x, reference)
         x, reference = as_rgb(x, 32), as_rgb(reference, 32)
         means, structures = [], []
         for f, g in zip([x, *self.features(x)], [reference, *self.features(reference)], strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anem.operators import LinearOperator
 
-__all__ = ["consistency", "diversity", "psnr", "ssim"]
+__all__ = ["check_pair", "consistency", "diversity", "psnr", "ssim"]
 
 
 def psnr(x: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def psnr(x: Tensor, reference: Tensor, mask: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: images of different sizes; a mask that is empty for some image.
     """
-    _check_pair(x, reference)
+    check_pair(x, reference)
     error = (x - reference).double().square()
     inside = torch.ones_like(error) if mask is None else mask.to(error).expand_as(error)
     count = inside.sum((-3, -2, -1))
@@ -45,7 +45,7 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
     Raises:
         ValueError: images of different shapes or smaller than the window.
     """
-    _check_pair(x, reference)
+    check_pair(x, reference)
     if min(x.shape[-2:]) < 11:
         raise ValueError(f"x: wanted images of at least 11 x 11 pixels, the window's size, got {x.shape[-2]} x {x.shape[-1]}")
     a, b = x.double(), reference.double()
@@ -93,6 +93,8 @@ def diversity(samples: Tensor, distance: Callable[[Tensor, Tensor], Tensor] | No
     return torch.stack([distance(a, b) for a, b in combinations(samples, 2)]).mean(0)
 
 
-def _check_pair(x: Tensor, reference: Tensor) -> None:
-    if x.shape[-3:] != reference.shape[-3:]:
+def check_pair(x: Tensor, reference: Tensor) -> None:
+    """Raise ValueError unless the images are of one shape, and as many or one for all."""
+    numbers = zip(x.shape[:-3][::-1], reference.shape[:-3][::-1], strict=False)
+    if x.shape[-3:] != reference.shape[-3:] or any(a != b and 1 not in (a, b) for a, b in numbers):
         raise ValueError(f"x: wanted the reference's shape {tuple(reference.shape)}, got {tuple(x.shape)}")

@@ -119,7 +119,7 @@ class LinearOperator(ABC):
     def check_measurement(self, m: Tensor, sigma: float | Tensor) -> None:
         """Raise ValueError unless m (B, C, h, w) is of a shape this operator gives, and σ fits it."""
         _check_rank("measurement", m)
-        std = self.noise_std(sigma, m)
+        std = self._std(sigma, m)
         self._response(self.image_shape(m.shape), m)
         _check_batch(self.name, m, std)
 
@@ -133,7 +133,7 @@ class LinearOperator(ABC):
             generators: source of v.
         """
         m = self(x)
-        std = self.noise_std(sigma, m)
+        std = self._std(sigma, m)
         _check_batch(self.name, m, std)
         return m + std * normal(torch.broadcast_shapes(m.shape, std.shape), generators, m)
 
@@ -232,12 +232,8 @@ class LinearOperator(ABC):
             raise ValueError(f"{self.name}: wanted {h.shape[1]} channels, the operator's, got {shape[1]}")
         return h
 
-    def noise_std(self, sigma: float | Tensor, m: Tensor) -> Tensor:
-        """σ as a tensor (B or 1, C or 1, h or 1, w or 1).
-
-        Raises:
-            ValueError: σ negative, not finite, or of a shape that does not fit the measurement or the operator.
-        """
+    def _std(self, sigma: float | Tensor, m: Tensor) -> Tensor:
+        """σ as a tensor (B or 1, C or 1, h or 1, w or 1)."""
         std = torch.as_tensor(sigma, dtype=m.dtype, device=m.device)
         if not std.numel():
             raise ValueError(f"sigma: wanted at least one number, got an empty tensor of shape {tuple(std.shape)}")
@@ -257,7 +253,7 @@ class LinearOperator(ABC):
 
     def _noise_variance(self, sigma: float | Tensor, m: Tensor, floor: float) -> Tensor:
         """max(σ², floor) in basis coordinates, broadcastable to (B, C, H, W)."""
-        variance = self.noise_std(sigma, m).square().clamp_min(floor)
+        variance = self._std(sigma, m).square().clamp_min(floor)
         if variance.shape[-2:] == (1, 1):
             return variance
         return self.coordinates(variance.expand(-1, -1, *m.shape[-2:]))
