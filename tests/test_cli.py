@@ -162,6 +162,15 @@ def test_every_schedule_runs(schedule, pictures, anem_says):
     assert anem_says("restore", pictures / "a.png", "--task", "denoise", "--schedule", schedule, *FAST)
 
 
+def test_mala_costs_a_call_a_step_and_says_what_it_accepted(pictures, anem_says):
+    common = ("restore", pictures / "a.png", "--task", "denoise", *FAST, "--json")
+    plain, corrected = (json.loads(anem_says(*common, *more)) for more in ((), ("--mala", 2)))
+    assert corrected["calls"] - plain["calls"] == 2 * plain["steps"]
+    assert 0 < corrected["acceptance"] <= 1 and "acceptance" not in plain
+    assert corrected["images"] != plain["images"]
+    assert "of the MALA steps accepted" in anem_says(*common[:-1], "--mala", 1)
+
+
 def test_a_seed_repeats_a_result_and_another_does_not(pictures, anem_says):
     def run(*arguments) -> bytes:
         anem_says("restore", pictures / "a.png", "--task", "inpaint-random", *FAST, *arguments)
@@ -354,6 +363,7 @@ REAL = ("--sigma", 0.1)
         (("a.png", *TASK, "--samples", 0), "--samples"),
         (("a.png", *TASK, "--steps", 0), "--steps"),
         (("a.png", *TASK, "--seed", -1), "--seed"),
+        (("a.png", *TASK, "--mala", -1), "--mala: wanted 0 steps or more, got -1"),
         (("a.png", *TASK, "--sampler", "magic"), "kernel: wanted one of"),
         (("a.png", *TASK, "--schedule", "magic"), "schedule: wanted one of"),
         (("nothing.png", *TASK), "nothing.png: no such file"),

@@ -12,13 +12,15 @@ from anem.baselines import DAPS, DPS, Composition, InDI, Palette, PaperSampler, 
 from anem.energy import EnergyModel
 from anem.hub import read_card
 from anem.restore import Restorer
-from anem.sample import MALA, Corrector, EnergyRestorer, Kernel, Sampler, WaterFilling, as_kernel, steps_within
+from anem.sample import MALA, EnergyRestorer, Sampler, WaterFilling, steps_within
 
 __all__ = ["METHODS", "OURS", "PRIORS", "Method", "Prior", "find_prior"]
 
-Prior = Literal["anisotropic", "isotropic", "given", "conditional"]
+Prior = Literal["anisotropic", "tasks", "isotropic", "given", "conditional"]
 
-PRIORS: Mapping[Prior, str] = MappingProxyType({"anisotropic": "comparison-digits", "isotropic": "isotropic-digits"})
+PRIORS: Mapping[Prior, str] = MappingProxyType(
+    {"anisotropic": "comparison-digits", "tasks": "comparison-tasks-digits", "isotropic": "isotropic-digits"}
+)
 """Runs whose models the methods use, by the kind of noise they saw: the configurations of the same names."""
 
 OURS = "ours"
@@ -33,8 +35,8 @@ class Method:
     """A row of the comparison.
 
     Arguments:
-        prior: the model it uses: trained on all families of noise or on white noise, in either case with the images of :data:`PRIORS`;
-            the one the bench was given, which may have been trained for longer; or a network for each task.
+        prior: the model it uses: trained on all families of noise, on those of the bench's tasks or on white noise, in each case with the
+            images of :data:`PRIORS`; the one the bench was given, which may have been trained for longer; or a network for each task.
         settings: at most four, by name; the best on tuning images is used.
         rival: whether "ours" is wanted to be better.
         tasks: those it is for; all if empty.
@@ -75,10 +77,10 @@ def find_prior(name: str, task: str, trained: Path, given: str, dataset: str = "
     return str(folder)
 
 
-def _ours(kernel: str | Kernel, corrector: Corrector | None = None, power: float = 1.0) -> Make:
+def _ours(most: int | None = None, power: float = 1.0) -> Make:
     def make(model: EnergyModel, calls: int) -> Restorer:
-        steps = steps_within(calls, kernel, corrector)
-        return EnergyRestorer(model, Sampler(as_kernel(kernel), corrector, WaterFilling(steps, power=power)))
+        allowed = steps_within(calls)
+        return EnergyRestorer(model, Sampler(schedule=WaterFilling(min(most or allowed, allowed), power=power)))
 
     return make
 
@@ -120,18 +122,20 @@ def _red_diff(learning_rate: float, weight: float) -> Make:
 
 _CONDITIONAL = ("box", "strong-blur", "x4")
 
+# Ancestral steps leave out the posterior variance of what they step over: the fewer, the nearer to the posterior mean.
 _SAMPLER: dict[str, Make] = {
-    "ancestral": _ours("ancestral"),
-    "second order": _ours("sde-2m"),
-    "bridge": _ours("bridge"),
-    "ancestral, 1 MALA": _ours("ancestral", MALA()),
+    "all steps": _ours(),
+    "9 steps": _ours(9),
+    "4 steps": _ours(4),
+    "4 steps, the first largest": _ours(4, power=0.5),
 }
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        OURS: Method("anisotropic", _SAMPLER, rival=False),
+        OURS: Method("tasks", _SAMPLER, rival=False),
+        "ours, all noise": Method("anisotropic", _SAMPLER, rival=False),
         "ours, bundled": Method("given", _SAMPLER, rival=False),
-        "paper's sampler": Method("anisotropic", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}),
+        "paper's sampler": Method("tasks", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}),
         "DPS": Method("isotropic", {f"ζ = {z}": _dps(z) for z in (0.3, 1.0, 2.0, 4.0)}),
         # λ of the authors is for σ of another size: with ours the data term has to weigh more.
         "RED-Diff": Method(

@@ -159,6 +159,7 @@ def decibels(value: float | list[float]) -> float | list | None:
 def table(record: dict) -> Table:
     """The figures of a record, an image a line."""
     cost = f"{record['calls']} network calls a sample, {record['seconds']:.1f} s"
+    cost += f", {record['acceptance']:.0%} of the MALA steps accepted" if "acceptance" in record else ""
     noise = f"sigma {record['sigma']:g}" if "sigma" in record else "noise as estimated"
     title = f"{record.get('task', 'restoration')}, {noise}: {cost}"
     columns = {key: heading for key, heading in COLUMNS.items() if key in record["images"][0]}

@@ -51,6 +51,8 @@ class Restore:
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
     schedule: Annotated[str, arg(metavar="NAME")] = "water-filling"
     """path of the noise: water-filling, geometric (the paper's), or following the energy: energy (the paper's rule), variance"""
+    mala: Annotated[int, arg(metavar="N")] = 0
+    """Metropolis-adjusted Langevin steps after each step: a correction that accepts or refuses by the energy, one network call each"""
     plot_schedule: Flag = False
     """also draw the path of the first sample of the first image, schedule.png"""
     model: Model = "digits"
@@ -76,6 +78,8 @@ class Restore:
         check_seed(self.seed)
         if self.samples < 1 or self.steps < 1:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
+        if self.mala < 0:
+            raise ValueError(f"--mala: wanted 0 steps or more, got {self.mala}")
         if not as_kernel(self.sampler).stochastic:
             raise ValueError(f"--sampler: wanted one that draws samples, {self.sampler} is deterministic: one image, and no spread")
         with new_folder(self.out) as folder:
@@ -113,7 +117,7 @@ class Restore:
         from anem.cli.report import Result
         from anem.hub import load
         from anem.random import generators_for
-        from anem.sample import as_schedule, sample_posterior
+        from anem.sample import MALA, as_schedule, sample_posterior
 
         model = load(self.model, self.device)
         if self.compile:
@@ -147,6 +151,7 @@ class Restore:
                 samples=self.samples,
                 steps=self.steps,
                 kernel=self.sampler,
+                corrector=MALA(self.mala) if self.mala else None,
                 schedule=as_schedule(self.schedule, self.steps),
                 seed=self.seed,
                 callback=both(bar, path) if path else bar,
@@ -155,6 +160,8 @@ class Restore:
         observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(self.device).manual_seed(0))
         head = {"model": self.model} | found | ({} if self.degradation.task is None and found else self.degradation.record())
         head |= {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps, "calls": restoration.calls}
+        if restoration.acceptance is not None:
+            head |= {"mala": self.mala, "acceptance": round(float(restoration.acceptance.mean()), 3)}
         head |= {"samples": self.samples, "seed": self.seed}
         head |= {"ends": restoration.sampler.final, "seconds": round(seconds, 2)}
         height, width = observation.cov.shape[-2:]
