@@ -15,7 +15,7 @@ from anem.bench.compare_data import Images
 from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, PRIORS, Method, find_prior
 from anem.bench.compare_problem import TASKS, Counted, Problem, restore
-from anem.bench.compare_table import markdown
+from anem.bench.compare_table import markdown, overview
 from anem.bench.harness import Context, Report, run_bench, weights_digest
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
@@ -318,6 +318,30 @@ def test_the_table_is_made_from_figures_alone():
         report.figures[f"t/b/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
     text = markdown(report)
     assert "* b: LPIPS -1 (-2 to -0.5)" in text and "* a: x: 0.5" in text and "| a |  |  | 20 |" in text
+
+
+def test_the_overview_has_a_column_a_task_and_marks_the_best_of_equal_training():
+    report = Report("compare", "c0ffee", 0, "anem bench compare")
+    for task, values in {"box": (0.3, 0.1, 0.2), "x4": (0.2, 0.1, 0.4)}.items():
+        for method, value in zip((OURS, "ours, bundled", "DPS"), values, strict=True):
+            report.figures[f"{task}, 250 calls/{method}/LPIPS"] = harness.Figure(value)
+            report.figures[f"{task}, 250 calls/{method}/PSNR"] = harness.Figure(100 * value)
+    report.figures["box, 250 calls/truth/KID"] = harness.Figure(0.5)
+    for suffix, value in {"": 0.1, ", 95 % from": -0.02, ", 95 % to": 0.22}.items():
+        report.figures[f"box, 250 calls/DPS/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
+    lines = overview(report).splitlines()
+    assert "## 250 calls" in lines and lines.count("|---|---|---|") == 4
+    for row in (
+        "| LPIPS | box | x4 |",
+        "| ours | 0.3 | **0.2** |",
+        "| ours, bundled | 0.1 | 0.1 |",
+        "| DPS | **0.2** | 0.4 |",
+        "| ours | **30** | 20 |",
+        "| truth | 0.5 |  |",
+        "| DPS | 0.1 (-0.02 to 0.22) |  |",
+    ):
+        assert row in lines, row
+    assert "DISTS" not in overview(report)
 
 
 def test_a_set_of_one_image_is_refused_before_anything_is_made(tmp_path):

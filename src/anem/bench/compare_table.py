@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anem.bench.compare_methods import METHODS
 from anem.bench.harness import Figure, Report, format_value
 
-__all__ = ["COLUMNS", "markdown", "write_table"]
+__all__ = ["COLUMNS", "markdown", "overview", "write_table"]
 
 COLUMNS = (
     "calls",
@@ -23,19 +24,77 @@ COLUMNS = (
 )
 """Columns after the method's name."""
 
+LARGER_IS_BETTER = {"LPIPS": False, "KID": False, "DISTS": False, "PSNR": True}
+"""Measures of the tables at the head, one table each."""
 
-def markdown(report: Report) -> str:
-    """A table a task, a row a method, and below it the differences and what was tuned."""
-    tasks: dict[str, dict[str, dict[str, Figure]]] = {}
+
+Tasks = dict[str, dict[str, dict[str, Figure]]]
+"""Figures by task and calls ("box, 250 calls"), method and name."""
+
+
+def _tasks(report: Report) -> Tasks:
+    tasks: Tasks = {}
     for key, figure in report.figures.items():
         task, _, rest = key.partition("/")
         method, _, name = rest.partition("/")
         if name:
             tasks.setdefault(task, {}).setdefault(method, {})[name] = figure
+    return tasks
+
+
+def overview(report: Report) -> str:
+    """For every number of calls a table a measure, a row a method and a column a task, the best in bold, and the differences.
+
+    The model given to the bench, which may have been trained for longer than the others, and the truth take no part in what is best.
+    """
+    tasks, lines = _tasks(report), list[str]()
+    for calls in dict.fromkeys(name.rpartition(", ")[2] for name in tasks if ", " in name):
+        at = {name.removesuffix(f", {calls}"): methods for name, methods in tasks.items() if name.endswith(f", {calls}")}
+        lines.append(f"\n## {calls}\n")
+        for measure, larger in LARGER_IS_BETTER.items():
+            best = {
+                task: (max if larger else min)(
+                    (value for m, f in methods.items() if m in METHODS and METHODS[m].prior != "given" and (value := _number(f, measure))),
+                    default=None,
+                )
+                for task, methods in at.items()
+            }
+            cells = {
+                (m, task): f"**{value:.3g}**" if value == best[task] else f"{value:.3g}"
+                for task, methods in at.items()
+                for m, f in methods.items()
+                if (value := _number(f, measure)) is not None
+            }
+            lines += _grid(measure, list(at), cells)
+        for measure in ("LPIPS", "KID"):
+            name = f"{measure}, ours minus it"
+            found = {(m, task): _interval(f, name, 2) for task, methods in at.items() for m, f in methods.items() if name in f}
+            lines += _grid(f"{measure}, ours minus", list(at), {k: v.partition(" ")[2] for k, v in found.items()})
+    return "\n".join(lines)
+
+
+def _number(figures: dict[str, Figure], name: str) -> float | None:
+    value = figures[name].value if name in figures else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _grid(head: str, columns: list[str], cells: dict[tuple[str, str], str]) -> list[str]:
+    """Lines of a table, methods in their own order, and an empty one; none without cells."""
+    if not cells:
+        return []
+    rows = [m for m in ("truth", *METHODS) if any((m, c) in cells for c in columns)]
+    lines = [f"| {head} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    return [*lines, *(f"| {m} | " + " | ".join(cells.get((m, c), "") for c in columns) + " |" for m in rows), ""]
+
+
+def markdown(report: Report) -> str:
+    """:func:`overview`, then a table a task, a row a method, and below it the differences and what was tuned."""
+    tasks = _tasks(report)
     lines = [f"# Comparison\n\n`{report.command}`, seed {report.seed}, commit {report.commit}.\n"]
     for key, figure in report.figures.items():
         if key.startswith("prior/"):
             lines.append(f"* {key.removeprefix('prior/')} prior: {figure.value}")
+    lines.append(overview(report))
     for task, methods in tasks.items():
         lines += [f"\n## {task}\n", "| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
         for method, figures in methods.items():
@@ -57,8 +116,8 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _interval(figures: dict[str, Figure], name: str) -> str:
-    value, low, high = (format_value(figures[n].value) for n in (name, f"{name}, 95 % from", f"{name}, 95 % to"))
+def _interval(figures: dict[str, Figure], name: str, digits: int = 4) -> str:
+    value, low, high = (f"{figures[n].value:.{digits}g}" for n in (name, f"{name}, 95 % from", f"{name}, 95 % to"))
     what = name.removesuffix(", ours minus it").replace(", ours minus half of it", " less half of it")
     return f"{what} {value} ({low} to {high})"
 
