@@ -40,15 +40,22 @@ def test_no_setting_costs_more_calls_than_allowed_and_none_much_less(name, calls
         counted = Counted(prior)
         restorer = make(counted, calls)
         assert isinstance(restorer, EnergyRestorer | DPS | DAPS | REDDiff | Composition | PaperSampler)
-        used = {"DPS": calls, "RED-Diff": calls}.get(name)
-        if setting.split()[0].isdigit() and METHODS[name].settings == METHODS[OURS].settings:
-            used = 1 + int(setting.split()[0])
         try:
             restorer(m, operator, 0.1, generators_for([1, 2, 3]))
         except Diverged:
             continue
+        steps = setting.split()[0]
+        if METHODS[name].settings == METHODS[OURS].settings:
+            assert counted.rows == 3 * min(calls, 1 + int(steps) if steps.isdigit() else calls), setting
+            continue
+        used = {"DPS": calls, "RED-Diff": calls}.get(name)
         assert counted.rows % 3 == 0
         assert (0.65 * calls if used is None else used) <= counted.rows / 3 <= calls, setting
+
+
+def test_the_settings_of_ours_differ():
+    made = [make(make_mixture(2, 1, 4, 4), 41) for make in METHODS[OURS].settings.values()]
+    assert [(r.sampler.schedule.steps, r.sampler.schedule.power) for r in made] == [(40, 1.0), (4, 1.0), (9, 1.0), (4, 0.5)]
 
 
 def test_at_most_four_settings():
@@ -314,10 +321,10 @@ def test_the_table_is_made_from_figures_alone():
     report = Report("compare", "c0ffee", 0, "anem bench compare")
     for key, value in {"t/a/PSNR": 20.0, "t/a/tuning: x": 0.5, "t/b/PSNR": 10.0}.items():
         report.figures[key] = harness.Figure(value)
-    for suffix, value in {"": -1.0, ", 95 % from": -2.0, ", 95 % to": -0.5}.items():
+    for suffix, value in {"": -1.0, ", 95 % from": "nan", ", 95 % to": -0.5}.items():
         report.figures[f"t/b/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
     text = markdown(report)
-    assert "* b: LPIPS -1 (-2 to -0.5)" in text and "* a: x: 0.5" in text and "| a |  |  | 20 |" in text
+    assert "* b: LPIPS -1 (nan to -0.5)" in text and "* a: x: 0.5" in text and "| a |  |  | 20 |" in text
 
 
 def test_the_overview_has_a_column_a_task_and_marks_the_best_of_equal_training():
@@ -326,18 +333,24 @@ def test_the_overview_has_a_column_a_task_and_marks_the_best_of_equal_training()
         for method, value in zip((OURS, "ours, bundled", "DPS"), values, strict=True):
             report.figures[f"{task}, 250 calls/{method}/LPIPS"] = harness.Figure(value)
             report.figures[f"{task}, 250 calls/{method}/PSNR"] = harness.Figure(100 * value)
-    report.figures["box, 250 calls/truth/KID"] = harness.Figure(0.5)
+    report.figures["box, 250 calls/truth/KID"] = harness.Figure(0.0)
+    report.figures["box, 250 calls/DPS/KID"] = harness.Figure(0.0)
+    report.figures[f"box, 250 calls/{OURS}/KID"] = harness.Figure(0.25)
+    report.figures["box, 250 calls/DPS/calls"] = harness.Figure(250.0)
     for suffix, value in {"": 0.1, ", 95 % from": -0.02, ", 95 % to": 0.22}.items():
         report.figures[f"box, 250 calls/DPS/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
     lines = overview(report).splitlines()
-    assert "## 250 calls" in lines and lines.count("|---|---|---|") == 4
+    assert "## 250 calls" in lines and lines.count("|---|---|---|") == 5
     for row in (
         "| LPIPS | box | x4 |",
         "| ours | 0.3 | **0.2** |",
         "| ours, bundled | 0.1 | 0.1 |",
         "| DPS | **0.2** | 0.4 |",
         "| ours | **30** | 20 |",
-        "| truth | 0.5 |  |",
+        "| truth | 0 |  |",
+        "| DPS | **0** |  |",
+        "| ours | 0.25 |  |",
+        "| DPS | 250 |  |",
         "| DPS | 0.1 (-0.02 to 0.22) |  |",
     ):
         assert row in lines, row

@@ -364,6 +364,8 @@ REAL = ("--sigma", 0.1)
         (("a.png", *TASK, "--steps", 0), "--steps"),
         (("a.png", *TASK, "--seed", -1), "--seed"),
         (("a.png", *TASK, "--mala", -1), "--mala: wanted 0 steps or more, got -1"),
+        (("a.png", *TASK, "--mala", 1, "--sampler", "sde-2m"), "--mala: wanted a --sampler of single steps, not sde-2m"),
+        (("a.png", *TASK, "--mala", 1, "--schedule", "variance"), "--mala: wanted a --schedule fixed beforehand, not variance"),
         (("a.png", *TASK, "--sampler", "magic"), "kernel: wanted one of"),
         (("a.png", *TASK, "--schedule", "magic"), "schedule: wanted one of"),
         (("nothing.png", *TASK), "nothing.png: no such file"),
@@ -396,7 +398,8 @@ REAL = ("--sigma", 0.1)
 )
 @pytest.mark.parametrize("command", ["restore", "logprob"])
 def test_bad_input_is_one_line_and_leaves_nothing(command, arguments, message, bad, anem_refuses):
-    if command == "logprob" and (len(arguments) == 1 or arguments[-2] in ("--samples", "--steps", "--sampler", "--schedule")):
+    sampling = ("--samples", "--steps", "--sampler", "--schedule", "--mala")
+    if command == "logprob" and (len(arguments) == 1 or set(sampling) & set(map(str, arguments))):
         pytest.skip("restore alone")
     assert message in anem_refuses(command, *(bad.get(str(a), a) for a in arguments))
     assert list(Path.cwd().iterdir()) == []

@@ -125,8 +125,8 @@ _CONDITIONAL = ("box", "strong-blur", "x4")
 # Ancestral steps leave out the posterior variance of what they step over: the fewer, the nearer to the posterior mean.
 _SAMPLER: dict[str, Make] = {
     "all steps": _ours(),
-    "9 steps": _ours(9),
     "4 steps": _ours(4),
+    "9 steps": _ours(9),
     "4 steps, the first largest": _ours(4, power=0.5),
 }
 

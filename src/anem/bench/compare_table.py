@@ -24,16 +24,16 @@ COLUMNS = (
 )
 """Columns after the method's name."""
 
-LARGER_IS_BETTER = {"LPIPS": False, "KID": False, "DISTS": False, "PSNR": True}
+_LARGER_IS_BETTER = {"LPIPS": False, "KID": False, "DISTS": False, "PSNR": True}
 """Measures of the tables at the head, one table each."""
 
+_Methods = dict[str, dict[str, Figure]]
+"""Figures of a task at a number of calls, by method and name."""
 
-Tasks = dict[str, dict[str, dict[str, Figure]]]
-"""Figures by task and calls ("box, 250 calls"), method and name."""
 
-
-def _tasks(report: Report) -> Tasks:
-    tasks: Tasks = {}
+def _tasks(report: Report) -> dict[str, _Methods]:
+    """By task and calls, such as "box, 250 calls"."""
+    tasks: dict[str, _Methods] = {}
     for key, figure in report.figures.items():
         task, _, rest = key.partition("/")
         method, _, name = rest.partition("/")
@@ -43,34 +43,33 @@ def _tasks(report: Report) -> Tasks:
 
 
 def overview(report: Report) -> str:
-    """For every number of calls a table a measure, a row a method and a column a task, the best in bold, and the differences.
+    """For every number of calls a table a measure, a row a method and a column a task; the network calls used, and the differences.
 
-    The model given to the bench, which may have been trained for longer than the others, and the truth take no part in what is best.
+    The least or largest of a column is bold. The model given to the bench, which may have been trained for longer than the others, and the
+    truth, whose KID is that of as many true images, take no part in that.
     """
     tasks, lines = _tasks(report), list[str]()
     for calls in dict.fromkeys(name.rpartition(", ")[2] for name in tasks if ", " in name):
         at = {name.removesuffix(f", {calls}"): methods for name, methods in tasks.items() if name.endswith(f", {calls}")}
         lines.append(f"\n## {calls}\n")
-        for measure, larger in LARGER_IS_BETTER.items():
-            best = {
-                task: (max if larger else min)(
-                    (value for m, f in methods.items() if m in METHODS and METHODS[m].prior != "given" and (value := _number(f, measure))),
-                    default=None,
-                )
-                for task, methods in at.items()
-            }
-            cells = {
-                (m, task): f"**{value:.3g}**" if value == best[task] else f"{value:.3g}"
-                for task, methods in at.items()
-                for m, f in methods.items()
-                if (value := _number(f, measure)) is not None
-            }
-            lines += _grid(measure, list(at), cells)
+        for measure, larger in _LARGER_IS_BETTER.items():
+            columns = {task: _column(methods, measure, larger) for task, methods in at.items()}
+            lines += _grid(measure, list(at), {(m, task): cell for task, column in columns.items() for m, cell in column.items()})
+        used = {(m, task): f"{value:.0f}" for task, methods in at.items() for m, f in methods.items() if (value := _number(f, "calls"))}
+        lines += _grid("calls used", list(at), used)
         for measure in ("LPIPS", "KID"):
             name = f"{measure}, ours minus it"
-            found = {(m, task): _interval(f, name, 2) for task, methods in at.items() for m, f in methods.items() if name in f}
+            found = {(m, task): _interval(f, name, 3) for task, methods in at.items() for m, f in methods.items() if name in f}
             lines += _grid(f"{measure}, ours minus", list(at), {k: v.partition(" ")[2] for k, v in found.items()})
     return "\n".join(lines)
+
+
+def _column(methods: _Methods, measure: str, larger: bool) -> dict[str, str]:
+    """A measure of every method that has it, three digits, the best in bold."""
+    values = {m: value for m, figures in methods.items() if (value := _number(figures, measure)) is not None}
+    ranked = {m: value for m, value in values.items() if m in METHODS and METHODS[m].prior != "given"}
+    best = (max if larger else min)(ranked.values(), default=None)
+    return {m: f"**{value:.3g}**" if m in ranked and value == best else f"{value:.3g}" for m, value in values.items()}
 
 
 def _number(figures: dict[str, Figure], name: str) -> float | None:
@@ -117,7 +116,7 @@ def markdown(report: Report) -> str:
 
 
 def _interval(figures: dict[str, Figure], name: str, digits: int = 4) -> str:
-    value, low, high = (f"{figures[n].value:.{digits}g}" for n in (name, f"{name}, 95 % from", f"{name}, 95 % to"))
+    value, low, high = (format_value(figures[n].value, digits) for n in (name, f"{name}, 95 % from", f"{name}, 95 % to"))
     what = name.removesuffix(", ours minus it").replace(", ours minus half of it", " less half of it")
     return f"{what} {value} ({low} to {high})"
 

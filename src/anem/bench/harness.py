@@ -445,9 +445,9 @@ def table(report: Report) -> Table:
     return grid
 
 
-def format_value(value: Value) -> str:
-    """Four significant digits of a float, anything else as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def format_value(value: Value, digits: int = 4) -> str:
+    """So many significant digits of a float, anything else as it is."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def write_json(file: Path, data: dict) -> None:

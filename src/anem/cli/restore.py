@@ -46,7 +46,7 @@ class Restore:
     samples: Annotated[int, arg(metavar="N")] = 4
     """restorations drawn of each image"""
     steps: Annotated[int, arg(metavar="N")] = 50
-    """steps of each draw; more are slower and more exact"""
+    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean"""
     sampler: Annotated[str, arg(metavar="NAME")] = "ancestral"
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
     schedule: Annotated[str, arg(metavar="NAME")] = "water-filling"
@@ -70,7 +70,7 @@ class Restore:
 
         from anem.cli.files import new_folder, write_record
         from anem.cli.report import table
-        from anem.sample import as_kernel
+        from anem.sample import as_kernel, as_schedule
 
         if not self.images and not self.degradation.given() and self.blind is None:
             self.degradation.task = "inpaint-box"
@@ -78,10 +78,14 @@ class Restore:
         check_seed(self.seed)
         if self.samples < 1 or self.steps < 1:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
-        if self.mala < 0:
-            raise ValueError(f"--mala: wanted 0 steps or more, got {self.mala}")
         if not as_kernel(self.sampler).stochastic:
             raise ValueError(f"--sampler: wanted one that draws samples, {self.sampler} is deterministic: one image, and no spread")
+        if self.mala < 0:
+            raise ValueError(f"--mala: wanted 0 steps or more, got {self.mala}")
+        if self.mala and as_kernel(self.sampler).multistep:
+            raise ValueError(f"--mala: wanted a --sampler of single steps, not {self.sampler}")
+        if as_schedule(self.schedule, self.steps).adaptive and self.mala:
+            raise ValueError(f"--mala: wanted a --schedule fixed beforehand, not {self.schedule}")
         with new_folder(self.out) as folder:
             result = self.restore(folder)
             result.write(folder)
