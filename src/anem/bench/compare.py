@@ -8,7 +8,7 @@ ours − the other's, with 95 % bootstrap intervals, paired by image.
 
 Each method is tuned on 32 tuning images, 16 at 250 calls and 16 at 1000: the setting with the least LPIPS there is used, or the next best
 if it breaks down on a judged image. At 1000 calls the two best of 250 are tried. Calls are the most that a method may use: some settings
-use fewer. LPIPS is also one of the measures that methods are ranked by; no trial was chosen by KID, DISTS, PSNR or SSIM. Images judged are
+use fewer. LPIPS is also one of the measures that methods are ranked by; no setting is chosen by KID, DISTS, PSNR or SSIM. Images judged are
 the tuning images after those, on which the list of settings was drawn up, so that they do not say how methods rank; or with ``--split
 report`` test images from 2000 on, but for the first ``--skip``; other images by ``--dataset``, see :mod:`anem.bench.compare_data`. σ is
 0.01 for blur and the paper's; for the other tasks, where the paper has 1e-4, it is that of 8-bit rounding, 1.1e-3, below which all methods
