@@ -9,7 +9,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 autodoc_member_order = "bysource"
 exclude_patterns = ["build"]
-suppress_warnings = ["myst.xref_missing"]  # results/compare.md and compare-partial.md are tables for readers of the repository, no pages of this site
+suppress_warnings = ["myst.xref_missing"]  # tables in results/ are for readers of the repository, no pages of this site
 
 
 def setup(app):
