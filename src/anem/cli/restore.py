@@ -84,7 +84,7 @@ class Restore:
             raise ValueError(f"--mala: wanted 0 steps or more, got {self.mala}")
         if self.mala and as_kernel(self.sampler).multistep:
             raise ValueError(f"--mala: wanted a --sampler of single steps, not {self.sampler}")
-        if as_schedule(self.schedule, self.steps).adaptive and self.mala:
+        if self.mala and as_schedule(self.schedule, self.steps).adaptive:
             raise ValueError(f"--mala: wanted a --schedule fixed beforehand, not {self.schedule}")
         with new_folder(self.out) as folder:
             result = self.restore(folder)
