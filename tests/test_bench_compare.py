@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from anem.baselines import DAPS, DPS, Composition, ConditionalConfig, ConditionalNetwork, PaperSampler, REDDiff
+from anem.baselines import DAPS, DPS, Composition, ConditionalConfig, ConditionalNetwork, Counted, PaperSampler, REDDiff
 from anem.bench import compare, harness
 from anem.bench.compare import Size
 from anem.bench.compare_data import Images
 from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, PRIORS, Method, find_prior
-from anem.bench.compare_problem import TASKS, Counted, Problem, restore
+from anem.bench.compare_problem import TASKS, Problem, restore
 from anem.bench.compare_table import markdown, overview
 from anem.bench.harness import Context, Report, run_bench, weights_digest
 from anem.data import MNIST_SPLITS

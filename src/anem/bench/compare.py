@@ -32,10 +32,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anem.baselines import ConditionalNetwork
+from anem.baselines.counted import Model
 from anem.bench.compare_data import Images
 from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, find_prior
-from anem.bench.compare_problem import TASKS, Model, Problem, Restored, restore
+from anem.bench.compare_problem import TASKS, Problem, Restored, restore
 from anem.bench.compare_table import write_table
 from anem.bench.harness import Context, weights_digest
 from anem.bench.intervals import report_interval

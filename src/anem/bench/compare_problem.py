@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anem.baselines import ConditionalNetwork
+from anem.baselines.counted import Model, counted
 from anem.bench.compare_methods import Method
-from anem.covariance import Covariance
-from anem.energy import EnergyModel, Evaluation, NotFinite
+from anem.energy import NotFinite
 from anem.operators import LinearOperator, make_operator
 from anem.random import generators_for
 from anem.sample.chain import Diverged
 from anem.statistics import VARIANCE_FLOOR
 
-__all__ = ["TASKS", "Counted", "CountedNetwork", "Model", "Problem", "Restored", "Task", "restore"]
+__all__ = ["TASKS", "Problem", "Restored", "Task", "restore"]
 
 
 @dataclass(frozen=True)
@@ -42,40 +41,6 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     }
 )
 """Tasks by the names of ``--tasks``: centre box 20 of 28, 80 % of pixels missing, Gaussian blurs of std 0.8 and 2, ×4 super-resolution."""
-
-
-class Counted(EnergyModel):
-    """A model that counts calls by image: ``rows`` images were looked at so far."""
-
-    def __init__(self, model: EnergyModel) -> None:
-        super().__init__()
-        self.model, self.statistics, self.rows = model, model.statistics, 0
-
-    def energy(self, y: Tensor, cov: Covariance) -> Tensor:
-        self.rows += len(y)
-        return self.model.energy(y, cov)
-
-    def forward(self, y: Tensor, cov: Covariance) -> Evaluation:
-        self.rows += len(y)
-        return self.model(y, cov)
-
-
-class CountedNetwork(ConditionalNetwork):
-    """A conditional network with the same weights that counts its calls by image, and computes where those weights are."""
-
-    def __init__(self, network: ConditionalNetwork) -> None:
-        super().__init__(network.config, network.problem, network.statistics)
-        self.load_state_dict(network.state_dict())
-        self.device = next(network.parameters()).device
-        self.eval().requires_grad_(False).to(self.device)
-        self.rows = 0
-
-    def forward(self, seen: Tensor, x: Tensor, level: Tensor) -> Tensor:
-        self.rows += len(x)
-        return super().forward(seen.to(self.device), x.to(self.device), level.to(self.device)).to(x.device)
-
-
-Model = EnergyModel | ConditionalNetwork
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +74,11 @@ class Restored:
 
 def restore(method: Method, setting: str, model: Model, problem: Problem, calls: int) -> Restored | None:
     """One sample an image, or None where the method breaks down."""
-    counted = Counted(model) if isinstance(model, EnergyModel) else CountedNetwork(model)
-    restorer, start = method.settings[setting](counted, calls), time.perf_counter()
+    counting = counted(model)
+    restorer, start = method.settings[setting](counting, calls), time.perf_counter()
     try:
         x = restorer(problem.measurement, problem.operator, problem.task.sigma, generators_for(problem.seeds))[0]
     except (Diverged, NotFinite):
         return None
     spent = time.perf_counter() - start
-    return Restored(x, counted.rows / len(x), spent / len(x)) if bool(torch.isfinite(x).all()) else None
+    return Restored(x, counting.rows / len(x), spent / len(x)) if bool(torch.isfinite(x).all()) else None

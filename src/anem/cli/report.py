@@ -15,10 +15,10 @@ from rich.table import Table
 from torch import Tensor
 
 from anem.bases import Pixel
+from anem.cli.method import ENERGY, Drawn
 from anem.images import save_image
 from anem.metrics import psnr
 from anem.operators import LinearOperator
-from anem.sample import Restoration
 from anem.sheet import Row, contact_sheet, viridis
 
 SHOWN_IMAGES, SHOWN_SAMPLES = 12, 8
@@ -43,8 +43,7 @@ class Result:
         names: of the images.
         clean: (B, C, H, W), or None if the images were measurements.
         operator, measurement: H and m.
-        restoration: samples and one-call results.
-        trusted: coordinates whose λ is not far above the data variance, bool (B, C, H, W).
+        drawn: restorations, and what is known of them.
     """
 
     head: dict
@@ -52,25 +51,12 @@ class Result:
     clean: Tensor | None
     operator: LinearOperator
     measurement: Tensor
-    restoration: Restoration
-    trusted: Tensor
-
-    @cached_property
-    def exact_variance(self) -> Tensor | None:
-        """Posterior variance of every pixel from one network call, (B, C, H, W), raw: a model's error can make it negative.
-
-        NaN where λ is far above the data variance, where it is a small difference of large numbers; None where Σ is not diagonal in
-        pixels or nothing is left.
-        """
-        variance = self.restoration.variance
-        if variance is None or not bool(self.trusted.any()):
-            return None
-        return torch.where(self.trusted, variance, math.nan)
+    drawn: Drawn
 
     @property
     def exact_std(self) -> Tensor | None:
-        """Its square root, 0 where it is negative (the record has the share of such pixels)."""
-        return None if self.exact_variance is None else self.exact_variance.clamp_min(0).sqrt()
+        """Square root of the one-call variance, 0 where that is negative (the record has the share of such pixels)."""
+        return None if self.drawn.variance is None else self.drawn.variance.clamp_min(0).sqrt()
 
     @cached_property
     def record(self) -> dict:
@@ -80,18 +66,19 @@ class Result:
             for entry, value in zip(images, values.movedim(-1, 0).tolist(), strict=True):
                 entry[key] = decibels(value)
         for b, entry in enumerate(images):
-            entry["energy_samples"] = [round(float(u), 3) for u in self.restoration.energy[:, b]]
-            if self.exact_variance is not None:
-                known = self.exact_variance[b].isfinite()
-                entry["exact_variance_share"] = round(float(known.float().mean()), 4)
-                entry["exact_variance_negative_share"] = round(float((self.exact_variance[b] < 0).float().mean()), 4)
+            if self.drawn.energy is not None:
+                entry["energy_samples"] = [round(float(u), 3) for u in self.drawn.energy[:, b]]
+            if self.drawn.variance is not None:
+                variance = self.drawn.variance[b]
+                entry["exact_variance_share"] = round(float(variance.isfinite().float().mean()), 4)
+                entry["exact_variance_negative_share"] = round(float((variance < 0).float().mean()), 4)
         return self.head | {"images": images}
 
     def ratios(self) -> dict[str, Tensor]:
         """PSNR of what can be compared with the clean images, (B,) or (S, B), over all pixels and over those never measured."""
         if self.clean is None:
             return {}
-        compared = {"mean": self.restoration.mean, "samples": self.restoration.samples}
+        compared = {"mean": self.drawn.mean, "samples": self.drawn.samples}
         if self.measurement.shape == self.clean.shape:
             compared["measurement"] = self.operator.visualise(self.measurement)
         ratios = {f"psnr_{key}": psnr(x.clamp(0, 1), self.clean) for key, x in compared.items()}
@@ -102,33 +89,33 @@ class Result:
 
     def write(self, folder: Path) -> None:
         """All pictures and arrays into ``folder``, one folder an image, and ``sheet.png``."""
-        pictures = {"measurement": self.operator.visualise(self.measurement), "mean": self.restoration.mean}
+        pictures = {"measurement": self.operator.visualise(self.measurement), "mean": self.drawn.mean}
         if self.clean is not None:
             pictures["clean"] = self.clean
-        maps = {"std": self.restoration.std, "std_exact": self.exact_std}
+        maps = {"std": self.drawn.std, "std_exact": self.exact_std}
         pictures |= {name: std.nan_to_num(0.0) for name, std in maps.items() if std is not None}
-        arrays = {"measurement": self.measurement, "mean": self.restoration.mean, "clean": self.clean, "std": self.restoration.std}
-        arrays["variance_exact"] = self.exact_variance
+        arrays = {"measurement": self.measurement, "mean": self.drawn.mean, "clean": self.clean, "std": self.drawn.std}
+        arrays["variance_exact"] = self.drawn.variance
         for b, name in enumerate(self.names):
             own = folder / name
             own.mkdir()
             for kind, x in pictures.items():
                 save_image(x[b], own / f"{kind}.png")
-            for s, x in enumerate(self.restoration.samples[:, b]):
-                save_image(x, own / f"sample_{s:0{len(str(len(self.restoration.samples) - 1))}d}.png")
+            for s, x in enumerate(self.drawn.samples[:, b]):
+                save_image(x, own / f"sample_{s:0{len(str(len(self.drawn.samples) - 1))}d}.png")
             kept = {k: v[b].cpu().numpy() for k, v in arrays.items() if v is not None}
-            np.savez_compressed(own / "arrays.npz", allow_pickle=False, samples=self.restoration.samples[:, b].cpu().numpy(), **kept)
+            np.savez_compressed(own / "arrays.npz", allow_pickle=False, samples=self.drawn.samples[:, b].cpu().numpy(), **kept)
         save_image(self.sheet(), folder / "sheet.png")
 
     def sheet(self) -> Image.Image:
         """The contact sheet: a column an image, from the clean one down to the uncertainty."""
-        shown, std, exact = slice(SHOWN_IMAGES), self.restoration.std, self.exact_std
+        shown, std, exact = slice(SHOWN_IMAGES), self.drawn.std, self.exact_std
         rows = [] if self.clean is None else [Row("clean", self.clean[shown])]
         rows.append(Row("measurement", self.operator.visualise(self.measurement)[shown]))
-        rows += [Row(f"sample {s + 1}", x[shown]) for s, x in enumerate(self.restoration.samples[:SHOWN_SAMPLES])]
+        rows += [Row(f"sample {s + 1}", x[shown]) for s, x in enumerate(self.drawn.samples[:SHOWN_SAMPLES])]
         maximum = max((float(m[shown].square().mean(1).sqrt().nan_to_num(0.0).max()) for m in (std, exact) if m is not None), default=0.0)
         if std is not None:
-            rows.append(Row(f"mean of {len(self.restoration.samples)} samples", self.restoration.mean[shown]))
+            rows.append(Row(f"mean of {len(self.drawn.samples)} samples", self.drawn.mean[shown]))
             rows.append(Row("standard deviation of the samples", std[shown], maximum or 1.0))
         if exact is not None:
             label = "standard deviation from one network call (grey: too much noise for it)"
@@ -161,12 +148,16 @@ def table(record: dict) -> Table:
     cost = f"{record['calls']} network calls a sample, {record['seconds']:.1f} s"
     cost += f", {record['acceptance']:.0%} of the MALA steps accepted" if "acceptance" in record else ""
     noise = f"sigma {record['sigma']:g}" if "sigma" in record else "noise as estimated"
-    title = f"{record.get('task', 'restoration')}, {noise}: {cost}"
+    method = "" if record["method"] == ENERGY else f" by {record['method']}"
+    title = f"{record.get('task', 'restoration')}{method}, {noise}: {cost}"
     columns = {key: heading for key, heading in COLUMNS.items() if key in record["images"][0]}
     caption = "PSNR in dB, samples on average" if columns else None
     grid = Table(title=title, title_justify="left", caption=caption, caption_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    columns = columns or {"energy_samples": "mean energy of the samples, nats"}
+    if not columns and "energy_samples" in record["images"][0]:
+        columns = {"energy_samples": "mean energy of the samples, nats"}
     grid.add_column("image", overflow="fold", min_width=15)
+    if not columns:  # of images alone, which is no wider than a name
+        grid.min_width = min(len(title), 72)
     for heading in columns.values():
         grid.add_column(heading, justify="right")
     for entry in record["images"]:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +14,13 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from anem.cli.degradation import Degradation
 from anem.cli.estimate import NAMES as FAMILIES
+from anem.cli.method import ENERGY, METHODS, Drawn, by_baseline, by_energy, check_method, load_for, parse_settings
 from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anem.baselines import ConditionalNetwork
     from anem.cli.report import Result
     from anem.energy import EnergyModel
     from anem.operators import LinearOperator
@@ -37,6 +39,9 @@ class Restore:
     With --blind, the settings of the degradation are not known but estimated, image by image: of real measurements, or of clean
     images after --task. A --sigma given for real measurements is taken as known.
 
+    Other methods than the energy's own restore through white noise alone (dps, red-diff, daps, composition), by the paper's sampler,
+    or, with --model for its folder, by a network trained for one task (palette, indi). What they made, 'anem diagnose' judges.
+
     Writes every sample, the posterior mean and standard deviation of every pixel, and the picture sheet.png.
     """
 
@@ -45,8 +50,11 @@ class Restore:
     blind: Annotated[str | None, arg(metavar="FAMILY", help=f"estimate the degradation first: {FAMILIES}", help_behavior_hint="")] = None
     samples: Annotated[int, arg(metavar="N")] = 4
     """restorations drawn of each image"""
+    method: Annotated[str, arg(metavar="NAME", help=f"how: {METHODS}", help_behavior_hint="")] = ENERGY
+    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    """settings of another --method than energy, in place of its authors', such as scale=1 of dps"""
     steps: Annotated[int, arg(metavar="N")] = 50
-    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean"""
+    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean; network calls of other methods"""
     sampler: Annotated[str, arg(metavar="NAME")] = "ancestral"
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
     schedule: Annotated[str, arg(metavar="NAME")] = "water-filling"
@@ -80,6 +88,9 @@ class Restore:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
         if not as_kernel(self.sampler).stochastic:
             raise ValueError(f"--sampler: wanted one that draws samples, {self.sampler} is deterministic: one image, and no spread")
+        check_method(self.method, self.set)
+        if self.method != ENERGY:
+            self.check_unused()
         if self.mala < 0:
             raise ValueError(f"--mala: wanted 0 steps or more, got {self.mala}")
         if self.mala and as_kernel(self.sampler).multistep:
@@ -113,17 +124,24 @@ class Restore:
         elif not self.images:
             raise ValueError("--blind: wanted measurements, or a --task that degrades clean images")
 
+    def check_unused(self) -> None:
+        """Raise ValueError for options that mean nothing to other methods than the energy's own."""
+        from anem.baselines import BASELINES
+
+        own = ("sampler", "schedule", "mala", "plot_schedule")
+        given = [f"--{f.name.replace('_', '-')}" for f in fields(self) if f.name in own and getattr(self, f.name) != f.default]
+        if given:
+            raise ValueError(f"{' and '.join(given)}: for --method {ENERGY} alone, not {self.method}")
+        if self.blind is not None and BASELINES[self.method].conditional:
+            raise ValueError(f"--blind: wanted a --method that restores by an energy, not {self.method}, which knows one degradation")
+
     def restore(self, folder: Path) -> Result:
         """Degrade, sample and collect; the path goes to ``folder``."""
-        import torch
-
         from anem.cli.files import read_images
         from anem.cli.report import Result
-        from anem.hub import load
         from anem.random import generators_for
-        from anem.sample import MALA, as_schedule, sample_posterior
 
-        model = load(self.model, self.device)
+        model = load_for(self.method, self.model, self.device)
         if self.compile:
             model.compile()
         real = self.degradation.real
@@ -146,32 +164,34 @@ class Restore:
             known = {} if self.degradation.task or self.degradation.sigma is None else {"sigma": self.degradation.sigma}
             operator, sigma, estimates = estimated(model, measurement.double(), self.blind, known, self.seed)
             found = {"blind": self.blind, "estimates": [{"name": n} | e for n, e in zip(names, estimates, strict=True)]}
+        drawn = self.draw(model, measurement, operator, sigma, folder)
+        head = {"model": self.model} | found | ({} if self.degradation.task is None and found else self.degradation.record())
+        head |= {"method": self.method} | drawn.record | {"samples": self.samples, "seed": self.seed}
+        head |= {"seconds": round(time.perf_counter() - start, 2)}
+        return Result(head, names, None if real else images, operator, measurement, drawn)
+
+    def draw(
+        self, model: EnergyModel | ConditionalNetwork, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, folder: Path
+    ) -> Drawn:
+        """Restorations by the method, its settings first in the record."""
+        from anem.random import generators_for
+        from anem.sample import MALA, Sampler, as_schedule
+
+        if self.method != ENERGY:
+            generators = generators_for(range(self.seed, self.seed + len(measurement)), self.device)
+            settings = parse_settings(self.set)
+            drawn = by_baseline(self.method, model, measurement, operator, sigma, self.steps, self.samples, settings, generators)
+            return replace(drawn, record={"settings": settings, "steps": self.steps} | drawn.record)
         with progress(self.steps) as bar, self.drawn_path(folder) as path:
-            restoration = sample_posterior(
-                model,
-                measurement,
-                operator,
-                sigma,
-                samples=self.samples,
-                steps=self.steps,
-                kernel=self.sampler,
-                corrector=MALA(self.mala) if self.mala else None,
-                schedule=as_schedule(self.schedule, self.steps),
-                seed=self.seed,
+            sampler = Sampler(
+                self.sampler,
+                MALA(self.mala) if self.mala else None,
+                as_schedule(self.schedule, self.steps),
                 callback=both(bar, path) if path else bar,
             )
-            seconds = time.perf_counter() - start
-        observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(self.device).manual_seed(0))
-        head = {"model": self.model} | found | ({} if self.degradation.task is None and found else self.degradation.record())
-        head |= {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps, "calls": restoration.calls}
-        if restoration.acceptance is not None:
-            head |= {"mala": self.mala, "acceptance": round(float(restoration.acceptance.mean()), 3)}
-        head |= {"samples": self.samples, "seed": self.seed}
-        head |= {"ends": restoration.sampler.final, "seconds": round(seconds, 2)}
-        height, width = observation.cov.shape[-2:]
-        prior = model.statistics.variance_in(observation.cov.basis, height, width, measurement)
-        trusted = observation.cov.values <= 10 * prior
-        return Result(head, names, None if real else images, operator, measurement, restoration, trusted)
+            drawn = by_energy(model, measurement, operator, sigma, sampler, self.samples, self.seed)
+        head = {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps} | ({"mala": self.mala} if self.mala else {})
+        return replace(drawn, record=head | drawn.record)
 
     @contextmanager
     def drawn_path(self, folder: Path) -> Iterator[Callback | None]:

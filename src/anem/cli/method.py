@@ -1,0 +1,162 @@
+"""How ``anem restore`` restores: by the energy's own sampler, or by a baseline over the same operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from anem.baselines import ConditionalNetwork
+    from anem.energy import EnergyModel
+    from anem.operators import LinearOperator
+    from anem.sample import Sampler
+
+__all__ = ["ENERGY", "METHODS", "Drawn", "by_baseline", "by_energy", "check_method", "load_for", "parse_settings"]
+
+ENERGY = "energy"
+"""The method of this package."""
+
+METHODS = "energy, dps, red-diff, daps, composition, paper, palette, indi"
+"""Names of the methods, written out so that the help needs no import of torch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Restorations and what is known of them.
+
+    Arguments:
+        samples: (S, B, C, H, W).
+        record: figures of the run.
+        energy: U(x_0, Σ_0) of every sample, in nats, (S, B).
+        variance: posterior variance of every pixel from one network call, (B, C, H, W), raw: a model's error can make it negative. NaN
+            where λ is far above the data variance, a small difference of large numbers; None where Σ is not diagonal in pixels, or
+            nothing is left.
+    """
+
+    samples: Tensor
+    record: dict
+    energy: Tensor | None = None
+    variance: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the samples, (B, C, H, W)."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Tensor | None:
+        """Standard deviation over the samples (with S − 1), (B, C, H, W); None if there is only one."""
+        return self.samples.std(0) if len(self.samples) > 1 else None
+
+
+def check_method(name: str, settings: Sequence[str]) -> None:
+    """Raise ValueError for a method that there is not, or settings it does not have."""
+    from anem.baselines import BASELINES
+
+    if name != ENERGY and name not in BASELINES:
+        raise ValueError(f"--method: wanted one of {METHODS}, got {name}")
+    if name == ENERGY and settings:
+        raise ValueError(f"--set: wanted a --method that has settings, not {ENERGY}, whose settings are options")
+    if name != ENERGY:
+        try:
+            BASELINES[name].check(parse_settings(settings))
+        except ValueError as error:
+            raise ValueError(f"--set: {name}: {error}") from None
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, float | bool | None]:
+    """Numbers by name from ``NAME=VALUE``; values are numbers, true, false or none.
+
+    Raises:
+        ValueError: none of these.
+    """
+    words = {"true": True, "false": False, "none": None}
+    found: dict[str, float | bool | None] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = words[value.lower()] if value.lower() in words else int(value) if value.lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ValueError(f"wanted NAME=VALUE with a number, true, false or none, got {text!r}")
+    return found
+
+
+def load_for(method: str, name: str, device: str) -> EnergyModel | ConditionalNetwork:
+    """The model that a method restores by: an energy, or for some a network trained for one task."""
+    from anem.baselines import BASELINES, ConditionalNetwork
+    from anem.hub import load, locate
+    from anem.random import check_device
+
+    if method == ENERGY or not BASELINES[method].conditional:
+        return load(name, device)
+    check_device(device)
+    return ConditionalNetwork.from_pretrained(locate(name)).to(device)
+
+
+def by_energy(
+    model: EnergyModel,
+    measurement: Tensor,
+    operator: LinearOperator,
+    sigma: float | Tensor,
+    sampler: Sampler,
+    samples: int,
+    seed: int,
+) -> Drawn:
+    """Posterior samples by the energy itself."""
+    import torch
+
+    from anem.sample import sample_posterior
+
+    found = sample_posterior(
+        model,
+        measurement,
+        operator,
+        sigma,
+        samples=samples,
+        kernel=sampler.kernel,
+        corrector=sampler.corrector,
+        schedule=sampler.schedule,
+        seed=seed,
+        callback=sampler.callback,
+    )
+    record: dict = {"calls": found.calls}
+    if found.acceptance is not None:
+        record["acceptance"] = round(float(found.acceptance.mean()), 3)
+    observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(measurement.device).manual_seed(0))
+    height, width = observation.cov.shape[-2:]
+    trusted = observation.cov.values <= 10 * model.statistics.variance_in(observation.cov.basis, height, width, measurement)
+    variance = found.variance if found.variance is not None and bool(trusted.any()) else None
+    variance = None if variance is None else torch.where(trusted, variance, torch.nan)
+    return Drawn(found.samples, record | {"ends": found.sampler.final}, found.energy, variance)
+
+
+def by_baseline(
+    method: str,
+    model: EnergyModel | ConditionalNetwork,
+    measurement: Tensor,
+    operator: LinearOperator,
+    sigma: float | Tensor,
+    calls: int,
+    samples: int,
+    settings: Mapping[str, float | bool | None],
+    generators: Sequence[torch.Generator],
+) -> Drawn:
+    """Restorations by a baseline.
+
+    Raises:
+        ValueError: a model or an operator that it is not for, or restorations that are not finite.
+    """
+    from anem.baselines import counted, make_baseline
+
+    make_baseline(method, model, calls, samples, settings)  # says what is wrong with the model itself, not with its counted copy
+    counting = counted(model)
+    restored = make_baseline(method, counting, calls, samples, settings)(measurement, operator, sigma, list(generators))
+    if not bool(restored.isfinite().all()):
+        raise ValueError(f"--method: {method} diverged: restorations that are not finite; other settings (--set) or more --steps may help")
+    return Drawn(restored.detach(), {"calls": round(counting.rows / restored[:, :, 0, 0, 0].numel())})
