@@ -201,6 +201,21 @@ def test_projection_is_a_bounded_square_along_a_direction_held_fixed():
     torch.testing.assert_close(slope, wanted)
 
 
+@pytest.mark.parametrize("basis", ["pixel", "dct2"])
+def test_projection_counts_an_image_by_the_evenness_of_its_noise(basis):
+    """Half of the λ nine times the others: √(1 · 9)/((1 + 9)/2) = 0.6, whatever their size; two images, so that it is one number each."""
+    model, x = white_gaussian(), torch.zeros(2, 1, 6, 8, dtype=torch.float64)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = torch.full_like(x, 0.05)
+    values[1, :, :3] *= 9
+    cov = Covariance(values, basis)
+    plain, more = (dual_score_loss(model, x, cov, noise, projection=w).total for w in (0.0, 0.5))
+    c = model.statistics.variance_in(cov.basis, 6, 8, x)
+    s = values.sqrt() * model.differentiable_gradients(values.sqrt() * noise, cov).grad_coordinates
+    each = _misprojection(s, noise, c / (c + values))
+    assert torch.allclose(more - plain, 0.5 * (each[0] + 0.6 * each[1]) / 2)
+
+
 def test_the_bound_changes_nothing_below_it_and_divides_the_pull_of_a_useless_image_by_its_excess():
     model, x = white_gaussian(), torch.zeros(2, 1, 6, 8, dtype=torch.float64)
     cov = Covariance.white(0.1, x.shape, like=x)

@@ -74,7 +74,8 @@ def dual_score_loss(
             is a small difference of numbers that the other terms know to 10⁻² or so; the target is held fixed.
         projection: weight of 9 log(1 + z²/9), z = Σ_k u_k (ε_k − s_k)/√(Σ_k u_k² a_k), s = √λ B∇U the predicted noise, along u = s and
             s/(a + 0.01), both held fixed. The best s is the projection of ε, at right angles to what is left of it in every direction that
-            y decides. s too small by 1 % costs A-DSM 10⁻⁴, and the slope of the energy in log λ half of that 1 %.
+            y decides. s too small by 1 % costs A-DSM 10⁻⁴, and the slope of the energy in log λ half of that 1 %. An image counts by the
+            evenness of its λ, their geometric over their arithmetic mean: where few coordinates hide much, one direction would decide.
         contrast: weight of −log [e^{−U(y, Σ)}/(e^{−U(y, Σ)} + e^{−U(y, Σ′)})], Σ′ its ``twin``: the log-loss of telling which of the two
             made the noise. The other terms see y with its own Σ only; a search over Σ asks about any. In nats; above 10 it grows as the
             logarithm, as with ``bound``.
@@ -109,7 +110,7 @@ def dual_score_loss(
     b = (a + 1e-3).pow(-balance)
     total = (b * denoising).flatten(1).mean(1)
     if projection:
-        total = total + projection * _misprojection(cov.values.sqrt() * gradients.grad_coordinates, noise, a)
+        total = total + projection * _evenness(cov.values) * _misprojection(cov.values.sqrt() * gradients.grad_coordinates, noise, a)
     if weight:
         first, second = (b.sqrt() * r for r in pair)
         if covariance_term == "sliced":
@@ -135,6 +136,11 @@ def dual_score_loss(
         total = _slow_above(total, bound)
     a_csm = (gradients.grad_logvar.detach() - target).square()
     return LossTerms(total.mean(), denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
+
+
+def _evenness(values: Tensor) -> Tensor:
+    """Geometric over arithmetic mean of λ, (B,): 1 for white noise in any basis, towards 0 the more uneven."""
+    return values.log().mean((1, 2, 3)).exp() / values.mean((1, 2, 3))
 
 
 def _misprojection(scaled: Tensor, noise: Tensor, a: Tensor) -> Tensor:
