@@ -20,6 +20,7 @@ from anem.baselines.isotropic import each_sample
 from anem.corruptions import NoiseBatch
 from anem.covariance import Covariance
 from anem.data import load_dataset
+from anem.energy import EnergyModel
 from anem.files import read_model, write_model
 from anem.losses import LossTerms
 from anem.network import NetworkConfig
@@ -32,7 +33,7 @@ from anem.train import Parts, TrainConfig
 from anem.train.config import from_dict, stricter
 from anem.train.parts import network_config
 
-__all__ = ["ConditionalConfig", "ConditionalNetwork", "conditional_parts", "load_conditional", "measurement_image", "restore_each"]
+__all__ = ["ConditionalConfig", "ConditionalNetwork", "Model", "conditional_parts", "load_conditional", "measurement_image", "restore_each"]
 
 _FORMAT = "anem-conditional-1"
 
@@ -113,6 +114,9 @@ class ConditionalNetwork(nn.Module):
 
         return read_model(folder, _FORMAT, build).eval().requires_grad_(False)
 
+
+Model = EnergyModel | ConditionalNetwork
+"""What a method restores by."""
 
 Draw = Callable[[Tensor, Generators], Tensor]
 """(measurement image in [−1, 1], random numbers) to one sample an image in [0, 1], (B, C, H, W)."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from anem.baselines.conditional import ConditionalNetwork
+from anem.baselines.conditional import ConditionalNetwork, Model
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation
 
-__all__ = ["Counted", "CountedNetwork", "Model", "counted"]
-
-Model = EnergyModel | ConditionalNetwork
-"""What a method restores by."""
+__all__ = ["Counted", "CountedNetwork", "counted"]
 
 
 class Counted(EnergyModel):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anem.baselines.isotropic import denoise, each_sample, polynomial_levels
+from anem.baselines.isotropic import check_even, denoise, each_sample, polynomial_levels
 from anem.energy import EnergyModel
 from anem.operators import LinearOperator
 from anem.random import Generators, normal
@@ -50,9 +51,17 @@ class DAPS:
         for name in ("levels", "ode", "langevin"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "tau", "highest", "lowest"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: wanted a number > 0, got {value}")
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest: wanted at most highest, {self.highest}, got {self.lowest}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is used only if τ is None."""
+        if self.tau is not None:
+            check_even(sigma, "DAPS with τ of its own")
         std = torch.as_tensor(sigma if self.tau is None else 0.5 * self.tau, dtype=measurement.dtype, device=measurement.device)
         precision = (std.reshape(-1, 1, 1, 1) if std.ndim < 2 else std).pow(-2)
         if not bool(torch.isfinite(precision).all()):

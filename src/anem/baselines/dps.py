@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anem.baselines.isotropic import alpha_bars, denoise_differentiably, each_sample
+from anem.baselines.isotropic import alpha_bars, check_even, denoise_differentiably, each_sample
 from anem.energy import EnergyModel
 from anem.operators import LinearOperator
 from anem.random import Generators, normal
@@ -36,11 +37,12 @@ class DPS:
     samples: int = 1
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
+        if not 0 <= self.scale < math.inf:
             raise ValueError(f"scale: wanted a number >= 0, got {self.scale}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is not used: ζ stands for it."""
+        check_even(sigma, "DPS")
 
         def draw(noise: Generators) -> Tensor:
             return self._sample(measurement, operator, noise)

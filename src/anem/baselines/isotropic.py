@@ -19,7 +19,7 @@ from anem.random import Generators, generators_for
 from anem.restore import seeds_from
 from anem.sample.posterior import chain_seed
 
-__all__ = ["alpha_bars", "denoise", "denoise_differentiably", "each_sample", "polynomial_levels"]
+__all__ = ["alpha_bars", "check_even", "denoise", "denoise_differentiably", "each_sample", "polynomial_levels"]
 
 
 def denoise(model: EnergyModel, y: Tensor, sigma: float) -> Tensor:
@@ -43,6 +43,12 @@ def alpha_bars(steps: int, trained: int = 1000, first: float = 1e-4, last: float
         raise ValueError(f"steps: wanted 1 to {trained}, got {steps}")
     bars = (1 - torch.linspace(first, last, trained, dtype=torch.float64)).cumprod(0)
     return [*bars[torch.linspace(trained - 1, 0, steps).round().long()].tolist(), 1.0]
+
+
+def check_even(sigma: float | Tensor, method: str) -> None:
+    """Raise ValueError for a map of σ that differs between pixels, which a method that does not use σ cannot mind."""
+    if isinstance(sigma, Tensor) and sigma.ndim > 1 and not bool((sigma == sigma[..., :1, :1]).all()):
+        raise ValueError(f"sigma: wanted one number an image, {method} does not tell noisy pixels from others")
 
 
 def polynomial_levels(high: float, low: float, count: int, power: float = 7.0) -> list[float]:

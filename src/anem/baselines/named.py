@@ -1,15 +1,14 @@
-"""Baselines by name, as the command line and scripts ask for them: within a number of network calls, by their authors' settings."""
+"""Baselines by name, as the command line, scripts and the comparison ask for them: within a number of network calls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from anem.baselines.composition import Composition
-from anem.baselines.conditional import ConditionalNetwork
-from anem.baselines.counted import Model
+from anem.baselines.conditional import ConditionalNetwork, Model
 from anem.baselines.daps import DAPS
 from anem.baselines.dps import DPS
 from anem.baselines.indi import InDI
@@ -17,74 +16,90 @@ from anem.baselines.palette import Palette
 from anem.baselines.paper_sampler import PaperSampler
 from anem.baselines.red_diff import REDDiff
 from anem.restore import Restorer
+from anem.sample import MALA
 
-__all__ = ["BASELINES", "Baseline", "make_baseline"]
+__all__ = ["BASELINES", "Baseline", "Setting", "make_baseline"]
 
 Setting = float | bool | None
-"""Of a baseline: the annotations of its numbers."""
+"""Value of a setting."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method and how it spends network calls.
+    """A method, its settings and how it spends network calls.
 
     Arguments:
         kind: its class.
-        spend: from the network calls a sample may cost, and the settings given, to the settings that cost them.
+        arguments: from the network calls a sample may cost and all settings to the arguments of the class.
+        settings: with their authors' values; that value's type is the setting's, and a setting that is None may also be a number.
+        optional: settings that may also be None.
         conditional: whether it needs a network trained for the task, in place of an energy.
     """
 
     kind: Callable[..., Restorer]
-    spend: Callable[[int, Mapping[str, Setting]], dict[str, int]]
+    arguments: Callable[[int, Mapping[str, Any]], Mapping[str, Any]]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     conditional: bool = False
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """Names and types of the numbers that can be set."""
-        numbers = {"int", "float", "bool", "float | None"}
-        return {f.name: str(f.type) for f in fields(self.kind) if f.type in numbers and f.name != "samples"}  # type: ignore[arg-type]
 
     def check(self, given: Mapping[str, Setting]) -> None:
         """Raise ValueError for settings it does not have, or of another type."""
-        known = self.settings
         for name, value in given.items():
-            if name not in known:
-                raise ValueError(f"{name}: no setting of it, wanted one of {', '.join(known)}")
-            fits = {
-                "int": type(value) is int,
-                "bool": isinstance(value, bool),
-                "float": type(value) in (int, float),
-                "float | None": value is None or type(value) in (int, float),
-            }
-            if not fits[known[name]]:
-                raise ValueError(f"{name}: wanted {known[name]}, got {value}")
+            if name not in self.settings:
+                raise ValueError(f"{name}: no such setting, wanted {' or '.join(self.settings) or 'none'}")
+            default = self.settings[name]
+            kinds: tuple[type, ...] = (bool,) if isinstance(default, bool) else (int,) if isinstance(default, int) else (int, float)
+            if type(value) not in kinds and not (value is None and name in self.optional):
+                wanted = {bool: "true or false", int: "a whole number"}.get(kinds[0] if len(kinds) == 1 else float, "a number")
+                raise ValueError(f"{name}: wanted {wanted}{' or none' if name in self.optional else ''}, got {value}")
 
 
-def _steps(calls: int, given: Mapping[str, Setting]) -> dict[str, int]:
-    return {"steps": calls}
+def _levels(calls: int, each: int, least: int = 1, extra: int = 0) -> int:
+    """Levels that ``calls`` pay for, at ``each`` a level.
+
+    Raises:
+        ValueError: fewer than ``least``.
+    """
+    if calls < least * each + extra:
+        raise ValueError(f"calls: wanted at least {least * each + extra} network calls with these settings, got {calls}")
+    return (calls - extra) // each
 
 
-def _daps(calls: int, given: Mapping[str, Setting]) -> dict[str, int]:
-    return {"levels": max(1, calls // max(1, int(given.get("ode") or DAPS.ode)))}
+def _steps(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"steps": calls, **settings}
 
 
-def _composition(calls: int, given: Mapping[str, Setting]) -> dict[str, int]:
-    return {"levels": max(2, calls // 5)}  # one call and four MALA steps each
+def _daps(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"levels": _levels(calls, max(1, settings["ode"])), **settings}
 
 
-def _paper(calls: int, given: Mapping[str, Setting]) -> dict[str, int]:
-    corrections = int(given.get("corrections", PaperSampler.corrections) or 0)
-    return {"levels": max(1, (calls - 1) // (1 + max(0, corrections)))}
+def _composition(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    if settings["mala"] < 0:
+        raise ValueError(f"mala: wanted 0 steps or more, got {settings['mala']}")
+    corrector = MALA(settings["mala"])
+    levels = _levels(calls, 1 + settings["mala"], least=2)
+    return {"levels": levels, "corrector": corrector, "highest": settings["highest"], "lowest": settings["lowest"]}
+
+
+def _paper(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"levels": _levels(calls, 1 + max(0, settings["corrections"]), extra=1), **settings}
 
 
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
-        "dps": Baseline(DPS, _steps),
-        "red-diff": Baseline(REDDiff, _steps),
-        "daps": Baseline(DAPS, _daps),
-        "composition": Baseline(Composition, _composition),
-        "paper": Baseline(PaperSampler, _paper),
-        "palette": Baseline(Palette, _steps, conditional=True),
+        "dps": Baseline(DPS, _steps, {"scale": DPS.scale, "clip": DPS.clip}),
+        "red-diff": Baseline(REDDiff, _steps, {"weight": REDDiff.weight, "learning_rate": REDDiff.learning_rate}),
+        "daps": Baseline(
+            DAPS,
+            _daps,
+            {name: getattr(DAPS, name) for name in ("ode", "langevin", "learning_rate", "tau", "highest", "lowest")},
+            optional=("tau",),
+        ),
+        "composition": Baseline(
+            Composition, _composition, {"mala": 4, "highest": Composition.highest, "lowest": Composition.lowest}, optional=("highest",)
+        ),
+        "paper": Baseline(PaperSampler, _paper, {name: getattr(PaperSampler, name) for name in ("corrections", "snr", "temperature")}),
+        "palette": Baseline(Palette, _steps, {"clamp": Palette.clamp}, conditional=True),
         "indi": Baseline(InDI, _steps, conditional=True),
     }
 )
@@ -101,12 +116,12 @@ def make_baseline(name: str, model: Model, calls: int = 250, samples: int = 1, s
     Arguments:
         name: one of :data:`BASELINES`.
         model: the prior; for "palette" and "indi" a :class:`ConditionalNetwork` that was trained for the task.
-        calls: network calls that a sample may cost. A composition has two levels at least, which are ten.
+        calls: network calls that a sample may cost.
         samples: S.
-        settings: numbers of the method in place of its authors', among them how the calls are spent.
+        settings: in place of the authors'; :data:`BASELINES` has their names.
 
     Raises:
-        ValueError: no such method or setting, a model of another kind, calls < 1.
+        ValueError: no such method or setting, a model of another kind, fewer calls than the method needs.
     """
     if name not in BASELINES:
         raise ValueError(f"method: wanted one of {', '.join(BASELINES)}, got {name!r}")
@@ -115,9 +130,9 @@ def make_baseline(name: str, model: Model, calls: int = 250, samples: int = 1, s
     baseline, given = BASELINES[name], dict(settings or {})
     baseline.check(given)
     if baseline.conditional != isinstance(model, ConditionalNetwork):
-        wanted = f"a conditional network trained for {name}" if baseline.conditional else "an energy"
-        raise ValueError(f"model: wanted {wanted}, got {type(model).__name__}")
+        energy, network = "an energy", "a network for one task"
+        wanted, got = (network, energy) if baseline.conditional else (energy, network)
+        raise ValueError(f"model: wanted {wanted}, got {got}")
     if isinstance(model, ConditionalNetwork) and model.problem.method != name:
         raise ValueError(f"model: wanted a network trained for {name}, got one for {model.problem.method}")
-    chosen: dict[str, Any] = {**baseline.spend(calls, given), **given}
-    return baseline.kind(model, samples=samples, **chosen)
+    return baseline.kind(model, samples=samples, **baseline.arguments(calls, {**baseline.settings, **given}))

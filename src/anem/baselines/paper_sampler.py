@@ -6,6 +6,7 @@ where the chain is, so that no law is left invariant.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,6 +101,12 @@ class PaperSampler:
     temperature: float = 1.0
     regularised: float = 1e-6
     samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.levels < 1 or self.corrections < 0:
+            raise ValueError(f"wanted levels >= 1 and corrections >= 0, got {self.levels} and {self.corrections}")
+        if not 0 < self.snr < math.inf or not 0 <= self.temperature < math.inf:
+            raise ValueError(f"wanted snr > 0 and temperature >= 0, got {self.snr} and {self.temperature}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""

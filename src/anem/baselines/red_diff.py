@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from anem.baselines.isotropic import alpha_bars, denoise, each_sample
+from anem.baselines.isotropic import alpha_bars, check_even, denoise, each_sample
 from anem.energy import EnergyModel
 from anem.operators import LinearOperator
 from anem.random import Generators, normal
@@ -45,8 +46,13 @@ class REDDiff:
     bars: Sequence[float] | None = None
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf or not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"wanted weight >= 0 and learning_rate > 0, got {self.weight} and {self.learning_rate}")
+
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is not used: λ stands for it."""
+        check_even(sigma, "RED-Diff")
 
         def draw(noise: Generators) -> Tensor:
             return self._optimise(measurement, operator, noise)
@@ -71,5 +77,5 @@ class REDDiff:
         x_t = mu + level * noise
         predicted = (x_t - (2 * denoise(self.model, 0.5 * (x_t + 1), 0.5 * level) - 1)) / level
         measured = operator.measured(mu.shape, mu).expand(len(mu), *mu.shape[1:]).flatten(1).sum(1)
-        misfit = operator.adjoint(operator(mu) - target) / measured.reshape(-1, 1, 1, 1)
+        misfit = operator.adjoint(operator(mu) - target) / measured.clamp(min=1).reshape(-1, 1, 1, 1)
         return misfit + self.weight * level * (predicted - noise) / mu[0].numel()

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anem.baselines import ConditionalNetwork
-from anem.baselines.counted import Model
+from anem.baselines.conditional import Model
 from anem.bench.compare_data import Images
 from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, find_prior

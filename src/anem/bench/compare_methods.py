@@ -8,11 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from anem.baselines import DAPS, DPS, Composition, InDI, Palette, PaperSampler, REDDiff
+from anem.baselines import make_baseline
+from anem.baselines.named import Setting
 from anem.energy import EnergyModel
 from anem.hub import read_card
 from anem.restore import Restorer
-from anem.sample import MALA, EnergyRestorer, Sampler, WaterFilling, steps_within
+from anem.sample import EnergyRestorer, Sampler, WaterFilling, steps_within
 
 __all__ = ["METHODS", "OURS", "PRIORS", "Method", "Prior", "find_prior"]
 
@@ -85,39 +86,18 @@ def _ours(most: int | None = None, power: float = 1.0) -> Make:
     return make
 
 
-def _composition(steps: int, highest: float | None = None) -> Make:
-    def make(model: EnergyModel, calls: int) -> Restorer:
-        each = min(steps, calls // 2 - 1)  # at least two levels
-        return Composition(model, levels=calls // (1 + each), corrector=MALA(steps=each), highest=highest)
-
-    return make
+def _baseline(name: str, **settings: Setting) -> Make:
+    return lambda model, calls: make_baseline(name, model, calls, settings=settings)
 
 
-def _daps(ode: int, learning_rate: float, tau: float | None = 0.01, highest: float = 100.0) -> Make:
-    def make(model: EnergyModel, calls: int) -> Restorer:
-        return DAPS(model, levels=max(1, calls // ode), ode=ode, learning_rate=learning_rate, tau=tau, highest=highest)
-
-    return make
+def _share(name: str, share: float) -> Make:
+    """With a part of the calls, at least one."""
+    return lambda network, calls: make_baseline(name, network, max(1, round(share * calls)))
 
 
-def _paper(corrections: int, snr: float) -> Make:
-    return lambda model, calls: PaperSampler(model, levels=max(1, (calls - 1) // (1 + corrections)), corrections=corrections, snr=snr)
-
-
-def _dps(scale: float) -> Make:
-    return lambda model, calls: DPS(model, scale, steps=calls)
-
-
-def _palette(share: float, clamp: bool = True) -> Make:
-    return lambda network, calls: Palette(network, steps=max(1, round(share * calls)), clamp=clamp)
-
-
-def _indi(share: float) -> Make:
-    return lambda network, calls: InDI(network, steps=max(1, round(share * calls)))
-
-
-def _red_diff(learning_rate: float, weight: float) -> Make:
-    return lambda model, calls: REDDiff(model, weight, learning_rate, steps=calls)
+def _composition(mala: int, highest: float | None = None) -> Make:
+    """With two levels at least, if need be by fewer MALA steps."""
+    return lambda model, calls: make_baseline("composition", model, calls, settings={"mala": min(mala, calls // 2 - 1), "highest": highest})
 
 
 _CONDITIONAL = ("box", "strong-blur", "x4")
@@ -135,20 +115,27 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         OURS: Method("tasks", _SAMPLER, rival=False),
         "ours, all noise": Method("anisotropic", _SAMPLER, rival=False),
         "ours, bundled": Method("given", _SAMPLER, rival=False),
-        "paper's sampler": Method("tasks", {"no corrector": _paper(0, 0.1)} | {f"snr {r}": _paper(1, r) for r in (0.03, 0.1, 0.16)}),
-        "DPS": Method("isotropic", {f"ζ = {z}": _dps(z) for z in (0.3, 1.0, 2.0, 4.0)}),
+        "paper's sampler": Method(
+            "tasks",
+            {"no corrector": _baseline("paper", corrections=0)} | {f"snr {r}": _baseline("paper", snr=r) for r in (0.03, 0.1, 0.16)},
+        ),
+        "DPS": Method("isotropic", {f"ζ = {z}": _baseline("dps", scale=z) for z in (0.3, 1.0, 2.0, 4.0)}),
         # λ of the authors is for σ of another size: with ours the data term has to weigh more.
         "RED-Diff": Method(
-            "isotropic", {f"lr {r}, λ {w}": _red_diff(r, w) for r, w in ((0.1, 0.25), (0.1, 0.03), (0.03, 0.03), (0.01, 0.03))}
+            "isotropic",
+            {
+                f"lr {r}, λ {w}": _baseline("red-diff", learning_rate=r, weight=w)
+                for r, w in ((0.1, 0.25), (0.1, 0.03), (0.03, 0.03), (0.01, 0.03))
+            },
         ),
         # From σ = 10 on (in u) nothing is seen of a digit: the levels above are spent on noise.
         "DAPS": Method(
             "isotropic",
             {
-                "5 flow steps, lr 1e-4": _daps(5, 1e-4),
-                "2 flow steps, lr 1e-4, from σ = 10": _daps(2, 1e-4, highest=10.0),
-                "2 flow steps, the largest stable step, from σ = 10": _daps(2, 1e-3, highest=10.0),
-                "2 flow steps, lr 1e-4, τ = σ, from σ = 10": _daps(2, 1e-4, None, highest=10.0),
+                "5 flow steps, lr 1e-4": _baseline("daps"),
+                "2 flow steps, lr 1e-4, from σ = 10": _baseline("daps", ode=2, highest=10.0),
+                "2 flow steps, the largest stable step, from σ = 10": _baseline("daps", ode=2, learning_rate=1e-3, highest=10.0),
+                "2 flow steps, lr 1e-4, τ = σ, from σ = 10": _baseline("daps", ode=2, tau=None, highest=10.0),
             },
         ),
         "composition": Method(
@@ -157,10 +144,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "Palette": Method(
             "conditional",
-            {f"{s:.0%} of the calls": _palette(s) for s in (1.0, 0.4, 0.1)} | {"no clamp": _palette(1.0, clamp=False)},
+            {f"{s:.0%} of the calls": _share("palette", s) for s in (1.0, 0.4, 0.1)} | {"no clamp": _baseline("palette", clamp=False)},
             tasks=_CONDITIONAL,
         ),
-        "InDI": Method("conditional", {f"{s:.0%} of the calls": _indi(s) for s in (1.0, 0.4, 0.1, 0.02)}, tasks=_CONDITIONAL),
+        "InDI": Method("conditional", {f"{s:.0%} of the calls": _share("indi", s) for s in (1.0, 0.4, 0.1, 0.02)}, tasks=_CONDITIONAL),
     }
 )
 """All methods, by name."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anem.baselines.counted import Model, counted
+from anem.baselines import counted
+from anem.baselines.conditional import Model
 from anem.bench.compare_methods import Method
 from anem.energy import NotFinite
 from anem.operators import LinearOperator, make_operator

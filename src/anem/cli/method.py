@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anem.baselines import ConditionalNetwork
+    from anem.baselines.named import Setting
     from anem.energy import EnergyModel
     from anem.operators import LinearOperator
     from anem.sample import Sampler
@@ -59,36 +61,54 @@ def check_method(name: str, settings: Sequence[str]) -> None:
 
     if name != ENERGY and name not in BASELINES:
         raise ValueError(f"--method: wanted one of {METHODS}, got {name}")
-    if name == ENERGY and settings:
+    given = parse_settings(settings)
+    if name == ENERGY and given:
         raise ValueError(f"--set: wanted a --method that has settings, not {ENERGY}, whose settings are options")
     if name != ENERGY:
         try:
-            BASELINES[name].check(parse_settings(settings))
+            BASELINES[name].check(given)
         except ValueError as error:
             raise ValueError(f"--set: {name}: {error}") from None
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, float | bool | None]:
-    """Numbers by name from ``NAME=VALUE``; values are numbers, true, false or none.
+def parse_settings(settings: Sequence[str]) -> dict[str, Setting]:
+    """Numbers by name from ``NAME=VALUE``; values are finite numbers, true, false or none.
 
     Raises:
-        ValueError: none of these.
+        ValueError: none of these, or a name twice.
     """
     words = {"true": True, "false": False, "none": None}
-    found: dict[str, float | bool | None] = {}
+    found: dict[str, Setting] = {}
     for text in settings:
-        name, equals, value = text.partition("=")
+        name, _, value = text.partition("=")
+        if name in found:
+            raise ValueError(f"--set: wanted {name} once, got {found[name]} and {value}")
         try:
-            found[name] = words[value.lower()] if value.lower() in words else int(value) if value.lstrip("+-").isdigit() else float(value)
-        except ValueError:
-            equals = ""
-        if not equals or not name:
-            raise ValueError(f"wanted NAME=VALUE with a number, true, false or none, got {text!r}")
+            found[name] = words[value.lower()] if value.lower() in words else number(value)
+        except (ValueError, OverflowError):
+            name = ""
+        if not name:
+            raise ValueError(f"--set: wanted NAME=VALUE with a finite number, true, false or none, got {text!r}")
     return found
 
 
+def number(text: str) -> int | float:
+    """A whole number if it is written as one.
+
+    Raises:
+        ValueError, OverflowError: not a finite number.
+    """
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
 def load_for(method: str, name: str, device: str) -> EnergyModel | ConditionalNetwork:
-    """The model that a method restores by: an energy, or for some a network trained for one task."""
+    """The model that a method restores by: an energy, or for some a network trained for one task.
+
+    Raises:
+        ValueError: a model of the other kind.
+    """
     from anem.baselines import BASELINES, ConditionalNetwork
     from anem.hub import load, locate
     from anem.random import check_device
@@ -96,7 +116,10 @@ def load_for(method: str, name: str, device: str) -> EnergyModel | ConditionalNe
     if method == ENERGY or not BASELINES[method].conditional:
         return load(name, device)
     check_device(device)
-    return ConditionalNetwork.from_pretrained(locate(name)).to(device)
+    try:
+        return ConditionalNetwork.from_pretrained(locate(name)).to(device)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"--model: wanted the folder of a network trained by 'anem train' for {method} ({error})") from None
 
 
 def by_energy(
@@ -144,19 +167,25 @@ def by_baseline(
     sigma: float | Tensor,
     calls: int,
     samples: int,
-    settings: Mapping[str, float | bool | None],
+    settings: Mapping[str, Setting],
     generators: Sequence[torch.Generator],
 ) -> Drawn:
     """Restorations by a baseline.
 
     Raises:
-        ValueError: a model or an operator that it is not for, or restorations that are not finite.
+        ValueError: settings, a model, an operator or noise that it is not for; restorations that are not finite.
     """
     from anem.baselines import counted, make_baseline
+    from anem.energy import NotFinite
+    from anem.sample.chain import Diverged
 
-    make_baseline(method, model, calls, samples, settings)  # says what is wrong with the model itself, not with its counted copy
     counting = counted(model)
-    restored = make_baseline(method, counting, calls, samples, settings)(measurement, operator, sigma, list(generators))
-    if not bool(restored.isfinite().all()):
-        raise ValueError(f"--method: {method} diverged: restorations that are not finite; other settings (--set) or more --steps may help")
-    return Drawn(restored.detach(), {"calls": round(counting.rows / restored[:, :, 0, 0, 0].numel())})
+    try:
+        restored = make_baseline(method, counting, calls, samples, settings)(measurement, operator, sigma, list(generators)).detach()
+        if not bool(restored.isfinite().all()):
+            raise NotFinite("its restorations are not finite")
+    except (Diverged, NotFinite) as error:
+        raise ValueError(f"--method: {method} diverged, other settings (--set) or more --steps may help ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"--method: {method}: {error}") from None
+    return Drawn(restored, {"calls": round(counting.rows / restored[:, :, 0, 0, 0].numel())})

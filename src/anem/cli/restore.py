@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from anem.cli.degradation import Degradation
 from anem.cli.estimate import NAMES as FAMILIES
@@ -39,8 +39,9 @@ class Restore:
     With --blind, the settings of the degradation are not known but estimated, image by image: of real measurements, or of clean
     images after --task. A --sigma given for real measurements is taken as known.
 
-    Other methods than the energy's own restore through white noise alone (dps, red-diff, daps, composition), by the paper's sampler,
-    or, with --model for its folder, by a network trained for one task (palette, indi). What they made, 'anem diagnose' judges.
+    Other methods than the energy's own: dps, red-diff, daps and composition ask the energy about white noise only; paper is the
+    paper's sampler; palette and indi take the folder of a network trained for one task and its noise as --model, and images. Of
+    these only composition, paper and daps with tau=none make use of --sigma. What they made, 'anem diagnose' judges.
 
     Writes every sample, the posterior mean and standard deviation of every pixel, and the picture sheet.png.
     """
@@ -51,10 +52,10 @@ class Restore:
     samples: Annotated[int, arg(metavar="N")] = 4
     """restorations drawn of each image"""
     method: Annotated[str, arg(metavar="NAME", help=f"how: {METHODS}", help_behavior_hint="")] = ENERGY
-    set: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
-    """settings of another --method than energy, in place of its authors', such as scale=1 of dps"""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
+    """a setting of another --method than energy in place of its authors', such as scale=1 of dps; may be given again for another"""
     steps: Annotated[int, arg(metavar="N")] = 50
-    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean; network calls of other methods"""
+    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean. Network calls of other methods"""
     sampler: Annotated[str, arg(metavar="NAME")] = "ancestral"
     """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
     schedule: Annotated[str, arg(metavar="NAME")] = "water-filling"
@@ -132,8 +133,9 @@ class Restore:
         given = [f"--{f.name.replace('_', '-')}" for f in fields(self) if f.name in own and getattr(self, f.name) != f.default]
         if given:
             raise ValueError(f"{' and '.join(given)}: for --method {ENERGY} alone, not {self.method}")
-        if self.blind is not None and BASELINES[self.method].conditional:
-            raise ValueError(f"--blind: wanted a --method that restores by an energy, not {self.method}, which knows one degradation")
+        for option in ("blind", "compile"):
+            if getattr(self, option) and BASELINES[self.method].conditional:
+                raise ValueError(f"--{option}: wanted a --method that restores by an energy, not {self.method}")
 
     def restore(self, folder: Path) -> Result:
         """Degrade, sample and collect; the path goes to ``folder``."""
@@ -144,6 +146,7 @@ class Restore:
         model = load_for(self.method, self.model, self.device)
         if self.compile:
             model.compile()
+        self.agree_on_noise(model)
         real = self.degradation.real
         names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=not real)
         images = images.to(self.device)
@@ -169,6 +172,16 @@ class Restore:
         head |= {"method": self.method} | drawn.record | {"samples": self.samples, "seed": self.seed}
         head |= {"seconds": round(time.perf_counter() - start, 2)}
         return Result(head, names, None if real else images, operator, measurement, drawn)
+
+    def agree_on_noise(self, model: EnergyModel | ConditionalNetwork) -> None:
+        """Take σ from a network that was trained for one, which --sigma may repeat."""
+        problem = getattr(model, "problem", None)
+        if problem is None:
+            return
+        given, own = self.degradation.sigma, problem.sigma
+        if given is not None and abs(given - own) > 0.01 * own:
+            raise ValueError(f"--sigma: wanted {own:g}, the noise that the network was trained for, got {given:g}")
+        self.degradation.sigma = own
 
     def draw(
         self, model: EnergyModel | ConditionalNetwork, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, folder: Path
