@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import anem
+from anem.baselines import BASELINES
 from anem.bench import BENCHES
 from anem.cli import COMMANDS
+from anem.cli.method import parse_settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,8 +38,9 @@ def test_the_example_of_an_energy_of_ones_own_runs():
     assert not failed and attempted > 3
 
 
-def test_the_python_of_the_readme_uses_names_that_exist():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+@pytest.mark.parametrize("name", ["README.md", "docs/baselines.md"])
+def test_the_python_of_a_page_uses_names_that_exist(name):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
     tree = ast.parse(code)
     assert len(code.strip().splitlines()) <= 16
     for node in ast.walk(tree):
@@ -46,6 +49,16 @@ def test_the_python_of_the_readme_uses_names_that_exist():
             assert all(hasattr(module, alias.name) for alias in node.names)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "anem":
             assert node.attr in anem.__all__
+
+
+def test_the_table_of_baselines_has_their_settings():
+    rows = re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == list(BASELINES)
+    for name, text in rows:
+        found = {key: value for key, value in re.findall(r"`(\w+)=([\w.-]+)`", text)}
+        assert list(found) == list(BASELINES[name].settings)
+        for key, value in BASELINES[name].settings.items():
+            assert parse_settings([f"{key}={found[key]}"])[key] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
 
 
 def test_commands_and_benches_of_the_readme_exist():
