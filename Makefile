@@ -16,6 +16,9 @@ INSTALL := $(VENV)/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt
 
 unexport PYTHONPATH PYTHONHOME
 
+# Waiting threads sleep soon: where another process takes a part of the processor the default makes tests many times as slow.
+export GOMP_SPINCOUNT ?= 1000
+
 .PHONY: restore test lint wheel data docs clean
 .DELETE_ON_ERROR:
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -623,3 +625,19 @@ def test_a_full_disk_is_named_by_the_folder_of_the_results(pictures, monkeypatch
 @pytest.mark.parametrize("minutes", ["-1", "nan", "inf"])
 def test_a_time_that_is_none_is_refused(minutes, anem_refuses):
     assert "--minutes: wanted a time >= 0" in anem_refuses("train", "any.toml", "--minutes", minutes)
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "wanted"),
+    [
+        ("", {}, "1000"),
+        ("", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("", {"OMP_WAIT_POLICY": "active"}, "None"),
+        ("import torch", {}, "None"),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_environment_or_torch_has_settled_it(first, given, wanted):
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = f"import os\n{first}\nfrom anem.cli import main\nmain(['--version'])\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == wanted
