@@ -90,7 +90,7 @@ def share_the_machine() -> None:
     """Let waiting threads sleep soon, unless the environment says how they wait or torch is loaded, which has read it.
 
     By default GNU OpenMP's threads turn for milliseconds at the end of every operation. Where something else takes a part of the processor
-    they hold up the thread they wait for: on two cores with one other process ``anem restore`` took 215 s, and 8 s so (alone 4.0 and 4.3 s).
+    they hold up the thread they wait for: ``anem restore`` on two cores beside another process took 215 s, and 8 s so (alone 4.0, 4.3 s).
     """
     if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
