@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -110,8 +109,7 @@ class PaperSampler:
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
-        observe = partial(operator.observe, measurement.double(), sigma, self.model.statistics, regularised=self.regularised)
         corrector = SNRCorrector(self.corrections, snr=self.snr, temperature=self.temperature) if self.corrections else None
         sampler = Sampler(TemperedEuler(self.temperature), corrector, Geometric(self.levels))
-        shape = operator.image_shape(measurement.shape)
-        return sampler.sample(self.model, observe, shape, self.samples, seeds_from(generators, len(measurement)), measurement).samples
+        seeds = seeds_from(generators, len(measurement))
+        return sampler.posterior(self.model, measurement, operator, sigma, self.samples, seeds, self.regularised).samples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,46 +12,18 @@ if TYPE_CHECKING:
 
     from anem.baselines import ConditionalNetwork
     from anem.baselines.named import Setting
+    from anem.cli.report import Drawn
     from anem.energy import EnergyModel
     from anem.operators import LinearOperator
     from anem.sample import Sampler
 
-__all__ = ["ENERGY", "METHODS", "Drawn", "by_baseline", "by_energy", "check_method", "load_for", "parse_settings"]
+__all__ = ["ENERGY", "METHODS", "by_baseline", "by_energy", "check_method", "load_for", "parse_settings"]
 
 ENERGY = "energy"
 """The method of this package."""
 
 METHODS = "energy, dps, red-diff, daps, composition, paper, palette, indi"
 """Names of the methods, written out so that the help needs no import of torch."""
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """Restorations and what is known of them.
-
-    Arguments:
-        samples: (S, B, C, H, W).
-        record: figures of the run.
-        energy: U(x_0, Σ_0) of every sample, in nats, (S, B).
-        variance: posterior variance of every pixel from one network call, (B, C, H, W), raw: a model's error can make it negative. NaN
-            where λ is far above the data variance, a small difference of large numbers; None where Σ is not diagonal in pixels, or
-            nothing is left.
-    """
-
-    samples: Tensor
-    record: dict
-    energy: Tensor | None = None
-    variance: Tensor | None = None
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the samples, (B, C, H, W)."""
-        return self.samples.mean(0)
-
-    @property
-    def std(self) -> Tensor | None:
-        """Standard deviation over the samples (with S − 1), (B, C, H, W); None if there is only one."""
-        return self.samples.std(0) if len(self.samples) > 1 else None
 
 
 def check_method(name: str, settings: Sequence[str]) -> None:
@@ -134,20 +105,9 @@ def by_energy(
     """Posterior samples by the energy itself."""
     import torch
 
-    from anem.sample import sample_posterior
+    from anem.cli.report import Drawn
 
-    found = sample_posterior(
-        model,
-        measurement,
-        operator,
-        sigma,
-        samples=samples,
-        kernel=sampler.kernel,
-        corrector=sampler.corrector,
-        schedule=sampler.schedule,
-        seed=seed,
-        callback=sampler.callback,
-    )
+    found = sampler.posterior(model, measurement, operator, sigma, samples, seed)
     record: dict = {"calls": found.calls}
     if found.acceptance is not None:
         record["acceptance"] = round(float(found.acceptance.mean()), 3)
@@ -176,6 +136,7 @@ def by_baseline(
         ValueError: settings, a model, an operator or noise that it is not for; restorations that are not finite.
     """
     from anem.baselines import counted, make_baseline
+    from anem.cli.report import Drawn
     from anem.energy import NotFinite
     from anem.sample.chain import Diverged
 

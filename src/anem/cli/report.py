@@ -15,10 +15,11 @@ from rich.table import Table
 from torch import Tensor
 
 from anem.bases import Pixel
-from anem.cli.method import ENERGY, Drawn
+from anem.cli.method import ENERGY
 from anem.images import save_image
 from anem.metrics import psnr
 from anem.operators import LinearOperator
+from anem.sample.posterior import Samples
 from anem.sheet import Row, contact_sheet, viridis
 
 SHOWN_IMAGES, SHOWN_SAMPLES = 12, 8
@@ -32,6 +33,24 @@ COLUMNS = {
     "psnr_mean_hidden": "hidden: mean",
 }
 """What the table shows of the PSNR in a record, with its headings."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn(Samples):
+    """Restorations and what is known of them.
+
+    Arguments:
+        samples: (S, B, C, H, W).
+        record: figures of the run.
+        energy: U(x_0, Σ_0) of every sample, in nats, (S, B).
+        variance: posterior variance of every pixel from one network call, (B, C, H, W), raw: a model's error can make it negative. NaN
+            where λ is far above the data variance, a small difference of large numbers; None where Σ is not diagonal in pixels, or
+            nothing is left.
+    """
+
+    record: dict
+    energy: Tensor | None = None
+    variance: Tensor | None = None
 
 
 @dataclass(eq=False)

@@ -14,14 +14,14 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from anem.cli.degradation import Degradation
 from anem.cli.estimate import NAMES as FAMILIES
-from anem.cli.method import ENERGY, METHODS, Drawn, by_baseline, by_energy, check_method, load_for, parse_settings
+from anem.cli.method import ENERGY, METHODS, by_baseline, by_energy, check_method, load_for, parse_settings
 from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from anem.baselines import ConditionalNetwork
-    from anem.cli.report import Result
+    from anem.cli.report import Drawn, Result
     from anem.energy import EnergyModel
     from anem.operators import LinearOperator
     from anem.sample import Callback

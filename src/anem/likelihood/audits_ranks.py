@@ -16,7 +16,7 @@ from anem.likelihood.audits import Check
 from anem.likelihood.chunks import chunks
 from anem.operators import LinearOperator
 from anem.random import generators_for, normal, uniform
-from anem.sample import Sampler, sample_posterior
+from anem.sample import Sampler
 
 __all__ = ["Ranks", "audit_ranks", "binomial_interval", "ks_limit", "truth_ranks"]
 
@@ -131,19 +131,7 @@ def truth_ranks(
     x, seeds = images.double(), range(seed, seed + len(images))
     sources = generators_for(seeds, x.device)
     measurement = operator.measure(x, sigma, sources)
-    drawn = sample_posterior(
-        model,
-        measurement,
-        operator,
-        sigma,
-        samples=samples,
-        kernel=sampler.kernel,
-        corrector=sampler.corrector,
-        schedule=sampler.schedule,
-        final="noisy",
-        seed=seeds,
-        chunk=sampler.chunk,
-    )
+    drawn = sampler.posterior(model, measurement, operator, sigma, samples, seeds)
     seen = operator.observe(measurement, sigma, model.statistics, sources)
     end = sampler.schedule.end(seen.cov)
     truth = noisy_truth(x, seen.y, seen.cov, end, seen.observed, sources)

@@ -22,11 +22,32 @@ from anem.sample.guided import as_schedule
 from anem.sample.kernels import Kernel, Noise, as_kernel
 from anem.sample.schedules import Schedule, WaterFilling
 
-__all__ = ["Restoration", "Sampler", "chain_seed", "out_of_memory", "sample_posterior", "sample_prior", "steps_within"]
+__all__ = ["Restoration", "Sampler", "Samples", "chain_seed", "out_of_memory", "sample_posterior", "sample_prior", "steps_within"]
 
 
 @dataclass(frozen=True, eq=False)
-class Restoration:
+class Samples:
+    """S restorations of B images, by whatever method.
+
+    Arguments:
+        samples: (S, B, C, H, W).
+    """
+
+    samples: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the samples, (B, C, H, W)."""
+        return self.samples.mean(0)
+
+    @property
+    def std(self) -> Tensor | None:
+        """Standard deviation over the samples (with S − 1), (B, C, H, W); None if there is only one."""
+        return self.samples.std(0) if len(self.samples) > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Restoration(Samples):
     """Posterior samples of B images, and what made them.
 
     Arguments:
@@ -40,23 +61,12 @@ class Restoration:
         sampler: what was run; ``sampler.final`` says whether the samples are denoised.
     """
 
-    samples: Tensor
     denoised: Tensor
     variance: Tensor | None
     energy: Tensor
     acceptance: Tensor | None
     calls: int
     sampler: Sampler
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the samples, (B, C, H, W)."""
-        return self.samples.mean(0)
-
-    @property
-    def std(self) -> Tensor | None:
-        """Standard deviation over the samples (with S − 1), (B, C, H, W); None if there is only one."""
-        return self.samples.std(0) if len(self.samples) > 1 else None
 
 
 Observe = Callable[[list[torch.Generator]], Observation]
@@ -87,6 +97,20 @@ class Sampler:
         object.__setattr__(self, "kernel", as_kernel(self.kernel))
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk: wanted at least 1, got {self.chunk}")
+
+    def posterior(
+        self,
+        model: EnergyModel,
+        measurement: Tensor,
+        operator: LinearOperator,
+        sigma: float | Tensor,
+        samples: int = 1,
+        seed: int | Sequence[int] = 0,
+        regularised: float = 0.0,
+    ) -> Restoration:
+        """Draw from p(x given m); the arguments are those of :func:`sample_posterior`."""
+        observe = partial(operator.observe, measurement.double(), sigma, model.statistics, regularised=regularised)
+        return self.sample(model, observe, operator.image_shape(measurement.shape), samples, seed, measurement)
 
     def sample(
         self,
@@ -259,8 +283,7 @@ def sample_posterior(
     Source: Zilberstein et al., arXiv 2605.15487; kernels and correctors as documented in :mod:`anem.sample`.
     """
     sampler = Sampler(kernel, corrector, as_schedule(schedule or WaterFilling(steps), steps), final, chunk, callback)
-    observe = partial(operator.observe, measurement.double(), sigma, model.statistics, regularised=regularised)
-    return sampler.sample(model, observe, operator.image_shape(measurement.shape), samples, seed, measurement)
+    return sampler.posterior(model, measurement, operator, sigma, samples, seed, regularised)
 
 
 def sample_prior(

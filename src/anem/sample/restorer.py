@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 
 from torch import Tensor
 
@@ -32,6 +31,5 @@ class EnergyRestorer:
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
-        observe = partial(operator.observe, measurement.double(), sigma, self.model.statistics)
-        shape = operator.image_shape(measurement.shape)
-        return self.sampler.sample(self.model, observe, shape, self.samples, seeds_from(generators, len(measurement)), measurement).samples
+        seeds = seeds_from(generators, len(measurement))
+        return self.sampler.posterior(self.model, measurement, operator, sigma, self.samples, seeds).samples
