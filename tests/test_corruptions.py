@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from anem.bases import Mixed
-from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, draw_covariances
+from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, box_filter, draw_covariances, gaussian_blur, motion_blur
 from anem.covariance import Covariance
+from anem.operators import GaussianBlur, MotionBlur, SuperResolution
 from anem.statistics import DataStatistics
 from anem.variates import Variates
 
@@ -70,6 +71,47 @@ def test_blur_start_has_the_gaussian_shape():
     assert (ratio > 1 - 1e-3).all()  # high frequencies are never observed better than the mean
     assert torch.allclose(ratio[:, :, 1, 0], ratio[:, :, -1, 0], rtol=1e-4)
     assert (ratio[:, :, 8, 8] > ratio[:, :, 1, 1]).float().mean() > 0.5  # equal where the water-filling level is below all of them
+
+
+class Told(NoiseDraw):
+    """A draw of white noise of variance 1 at the start of the path, with random numbers that are told."""
+
+    told: list
+
+    def rand(self, *shape):
+        return torch.as_tensor(self.told.pop(0)).expand(shape)
+
+    def level(self):
+        return torch.zeros(self.shape[0], 1, 1, 1)
+
+    def along_path(self, log_start):
+        return log_start
+
+
+def told(*numbers, size=28) -> NoiseDraw:
+    draw = Told((1, 1, size, size), -20.0, 20.0, Variates(torch.Generator()))
+    object.__setattr__(draw, "told", list(numbers))
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("drawn", "operator"),
+    [
+        (lambda: gaussian_blur(told(math.log10(0.8 / 0.3), 0.1)), GaussianBlur(8, 0.8)),  # the paper's, which hides a row and a column
+        (lambda: gaussian_blur(told(math.log10(2.0 / 0.3), 0.9)), GaussianBlur(27, 2.0)),
+        (lambda: gaussian_blur(told(math.log10(2.0 / 0.3), 0.9, size=9)), GaussianBlur(9, 2.0)),
+        (lambda: motion_blur(told(0.3, 0.25)), MotionBlur(5.0, 45.0)),
+        (lambda: motion_blur(told(0.0, 0.7, size=8)), MotionBlur(2.0, 126.0)),
+        (lambda: box_filter(told(0.7)), SuperResolution(4, "fourier")),
+        (lambda: box_filter(told(0.2)), SuperResolution(2, "fourier")),
+    ],
+)
+def test_blurs_are_those_of_the_operators(drawn, operator):
+    """λ = σ²/|h|² frequency by frequency, for σ = 1: a model is asked about measurements, not about blurs like them."""
+    found = drawn()
+    h = operator.response(found.shape).abs()
+    wanted = -2 * h.clamp_min(1e-12).log().float()
+    assert torch.allclose(found.clamp(max=14), wanted.clamp(max=14), atol=2e-3)  # beyond, float32 and λ_max decide
 
 
 def test_paths_are_drawn_in_equal_shares_of_start_geometric_and_water_filling():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anem.bases import BlockDCT, Mixed, as_basis
 from anem.covariance import Covariance
+from anem.operators import BoxMean, GaussianBlur, MotionBlur
 from anem.statistics import DataStatistics
 from anem.variates import Variates
 
@@ -139,52 +140,35 @@ def level_map(draw: NoiseDraw) -> Tensor:
     return levels.gather(1, (position * 4).long().clamp(0, 3))
 
 
-def _kernel_response(profile: Tensor, frequency: Tensor) -> Tensor:
-    """|h| of symmetric taps around 0: profile (n, 1, 1, taps), frequency (F,) to (n, 1, 1, F)."""
-    taps = profile.shape[-1]
-    position = torch.arange(taps) - taps // 2
-    phase = 2 * math.pi * position[:, None] * frequency[None, :]
-    return (profile @ torch.cos(phase)).square().add((profile @ torch.sin(phase)).square()).sqrt()
+def _blurred(draw: NoiseDraw, response: Tensor) -> Tensor:
+    """log σ²/|h|² of a convolution with the frequency response h, then along the path."""
+    return draw.along_path(draw.level() - 2 * response.abs().clamp_min(1e-12).log())
 
 
 def gaussian_blur(draw: NoiseDraw) -> Tensor:
-    """σ²/|h|² of Gaussian kernels, std 0.3 to 3, of 8 × 8 taps or as wide as the image, then along the path."""
+    """Blurs by Gaussians of std 0.3 to 3, by kernels of 8 × 8 taps or of an odd side as wide as the image, in equal shares."""
     n, _, h, w = draw.shape
-    std = 0.3 * 10 ** draw.rand(n, 1, 1, 1)
-    reach = torch.where(draw.rand(n, 1, 1, 1) < 0.5, 4, max(h, w))
-    response = torch.ones(())
-    for size, axis in ((h, 2), (w, 3)):
-        position = torch.arange(size) - size // 2
-        inside = (position >= -reach) & (position < reach)
-        taps = torch.exp(-0.5 * (position / std) ** 2) * inside
-        one = _kernel_response(taps / taps.sum(-1, keepdim=True), torch.fft.fftfreq(size))
-        response = response * (one.transpose(2, 3) if axis == 2 else one)
-    return draw.along_path(draw.level() - 2 * response.clamp_min(1e-12).log())
+    std = 0.3 * 10 ** draw.rand(n, 1, 1, 1).flatten()
+    narrow = draw.rand(n, 1, 1, 1) < 0.5
+    wide = (h - 1 + h % 2, w - 1 + w % 2)
+    few, many = (GaussianBlur(sides, std).response(draw.shape) for sides in (min(8, h, w), wide))
+    return _blurred(draw, torch.where(narrow, few, many))
 
 
 def motion_blur(draw: NoiseDraw) -> Tensor:
-    """σ²/|h|² of a straight uniform streak, length 2 to 12 pixels, any direction, then along the path."""
+    """Blurs by motions of 2 to 12 pixels (less where the image is smaller), in any direction."""
     n, _, h, w = draw.shape
-    length = 2 + 10 * draw.rand(n, 1, 1, 1)
-    angle = math.pi * draw.rand(n, 1, 1, 1)
-    fy, fx = torch.fft.fftfreq(h).view(1, 1, h, 1), torch.fft.fftfreq(w).view(1, 1, 1, w)
-    response = torch.sinc(length * (fx * torch.cos(angle) + fy * torch.sin(angle))).abs()
-    log_start = draw.level() - 2 * response.clamp_min(1e-12).log()
-    even = 0.5 * (log_start + log_start.flip(-2, -1).roll((1, 1), (-2, -1)))
-    return draw.along_path(even)
+    longest = min(12, h - 2, w - 2)
+    shortest = min(2, longest)
+    length = shortest + (longest - shortest) * draw.rand(n, 1, 1, 1).flatten()
+    return _blurred(draw, MotionBlur(length, 180 * draw.rand(n, 1, 1, 1).flatten()).response(draw.shape))
 
 
 def box_filter(draw: NoiseDraw) -> Tensor:
-    """σ²/|h|² of the full-size box filter of ×2 or ×4 super-resolution (the paper's Fourier form), then along the path."""
+    """The full-size box filter of ×2 or ×4 super-resolution (the paper's Fourier form), in equal shares."""
     n, _, h, w = draw.shape
-    factor = torch.where(draw.rand(n, 1, 1, 1) < 0.5, 2, 4)
-    response = torch.ones(())
-    for size, axis in ((h, 2), (w, 3)):
-        position = torch.arange(size) - size // 2
-        inside = (position >= -(factor // 2)) & (position < factor - factor // 2)
-        one = _kernel_response(inside / factor, torch.fft.fftfreq(size))
-        response = response * (one.transpose(2, 3) if axis == 2 else one)
-    return draw.along_path(draw.level() - 2 * response.clamp_min(1e-12).log())
+    twofold, fourfold = (BoxMean(min(factor, h, w)).response(draw.shape).to(torch.complex64) for factor in (2, 4))
+    return _blurred(draw, torch.where(draw.rand(n, 1, 1, 1) < 0.5, twofold, fourfold))
 
 
 def smooth_spectrum(draw: NoiseDraw) -> Tensor:
