@@ -402,7 +402,8 @@ def test_an_interval_of_cells_that_are_too_coarse_is_marked(command, budget, tmp
     "options, message",
     [
         ((), "--family: wanted one or more of white"),
-        (("--family", "white", "--budget", "0"), "--budget: wanted at least 1"),
+        (("--family", "white", "--budget", "0"), "wanted --budget and --draws >= 1, got 0 and 4"),
+        (("--family", "white", "--draws", "0"), "got 5000 and 0"),
         (("--family", "fog"), "got fog"),
         (("--family", "white", "--known", "std=1"), "no setting std"),
         (("--family", "white", "--known", "sigma"), "NAME=VALUE"),

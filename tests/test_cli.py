@@ -90,7 +90,17 @@ def pixels(path: Path) -> torch.Tensor:
 
 def test_restore_writes_everything_it_promises(pictures, anem_says):
     printed = anem_says("restore", pictures / "a.png", pictures / "b.png", "--task", "inpaint-box", *FAST)
-    own = {"clean.png", "measurement.png", "mean.png", "sample_0.png", "sample_1.png", "std.png", "std_exact.png", "arrays.npz"}
+    own = {
+        "clean.png",
+        "measurement.png",
+        "mean.png",
+        "sample_0.png",
+        "sample_1.png",
+        "std.png",
+        "std_exact.png",
+        "measurement.npy",
+        "arrays.npz",
+    }
     assert files_in(Path("out")) == {f"{name}/{f}" for name in "ab" for f in own} | {"sheet.png", "result.json"}
     assert "out/sheet.png" in printed
     record = json.loads(Path("out/result.json").read_text())
@@ -143,7 +153,9 @@ def test_the_tasks_of_the_help_are_all():
 
 @pytest.mark.parametrize("sampler", [name for name in KERNELS if not as_kernel(name).stochastic])
 def test_a_flow_is_not_taken_for_samples(sampler, pictures, anem_refuses):
-    assert "deterministic" in anem_refuses("restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST)
+    assert "--sampler: wanted one of ancestral" in anem_refuses(
+        "restore", pictures / "a.png", "--task", "denoise", "--sampler", sampler, *FAST
+    )
 
 
 @pytest.mark.parametrize("sampler", [name for name in KERNELS if as_kernel(name).stochastic])
@@ -224,6 +236,71 @@ def test_a_masked_measurement_keeps_what_was_seen(pictures, mask, anem_says):
     assert (given - mean)[:, :5].abs().max() > 0.05
     measurement = pixels(Path("out/a/measurement.png"))
     assert torch.equal(measurement[:, 5:], given[:, 5:])
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_a_mask_may_be_an_array(dtype, pictures, mask, tmp_path, anem_says):
+    array = np.ones((SIZE, SIZE), dtype)
+    array[:5] = 0
+    np.save(tmp_path / "mask.npy", array)
+    results = []
+    for file in (mask, tmp_path / "mask.npy"):
+        anem_says("restore", pictures / "a.png", "--mask", file, "--sigma", 0.05, *FAST)
+        results.append(np.load("out/a/arrays.npz")["samples"])
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("task", ["denoise", "sr2"])
+@pytest.mark.parametrize("model", ["grey", "colour"])
+def test_a_measurement_is_left_unclipped_and_can_be_given_again(task, model, pictures, tmp_path, anem_says):
+    anem_says("restore", pictures / "c.png", "--task", task, "--sigma", 0.5, *FAST, "--model", model)
+    first = np.load("out/c/arrays.npz")
+    Path("out/c/measurement.npy").rename(tmp_path / "m.npy")
+    Path("out").rename(tmp_path / "before")
+    anem_says("restore", tmp_path / "m.npy", "--task", task, "--measured", "--sigma", 0.5, *FAST, "--model", model)
+    again = np.load("out/m/arrays.npz")
+    assert first["measurement"].min() < -0.1 and np.array_equal(again["measurement"], first["measurement"])
+
+
+@pytest.mark.parametrize("arguments", [("restore", "--task", "denoise", "--measured"), ("logprob", "--task", "denoise", "--measured")])
+def test_clipped_noise_is_pointed_out(arguments, pictures, tmp_path, capsys):
+    """8-bit pictures of noise on black: half of it is gone. Unclipped, or where the noise is less than a step, nothing is said."""
+    rng, said = np.random.default_rng(0), []
+    noisy = rng.normal(0, 0.1, (SIZE, SIZE))
+    Image.fromarray((noisy.clip(0, 1) * 255).astype(np.uint8)).save(tmp_path / "clipped.png")
+    np.save(tmp_path / "whole.npy", noisy)
+    for file, sigma in (("clipped.png", 0.1), ("whole.npy", 0.1), ("clipped.png", 0.001)):
+        command, *options = arguments
+        fast = FAST if command == "restore" else ()
+        assert main([command, str(tmp_path / file), *options, "--sigma", str(sigma), *map(str, fast)]) == 0
+        said.append(capsys.readouterr().err)
+    assert said[0].startswith("anem: note: clipped: 5") and "% of its pixels are at an end of the range" in said[0]
+    assert said[1:] == ["", ""]
+
+
+def test_hidden_pixels_are_not_taken_for_clipped_ones(pictures, mask, capsys):
+    array = np.full((SIZE, SIZE), 100, np.uint8)
+    array[:5] = 0
+    Image.fromarray(array).save(pictures / "d.png")
+    assert main(["restore", str(pictures / "d.png"), "--mask", str(mask), "--sigma", "0.05", *map(str, FAST)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_colour_made_grey_is_pointed_out_where_the_noise_counts(pictures, capsys):
+    assert main(["logprob", str(pictures / "c.png"), "--task", "denoise", "--measured", "--sigma", "0.05"]) == 0
+    assert "c.png: colour made grey" in capsys.readouterr().err
+    Image.open(pictures / "a.png").convert("RGB").save(pictures / "a.png")  # grey in three channels
+    assert main(["logprob", str(pictures / "a.png"), "--task", "denoise", "--measured", "--sigma", "0.05"]) == 0
+    assert main(["logprob", str(pictures / "c.png"), "--task", "denoise", "--sigma", "0.05"]) == 0
+    assert "colour" not in capsys.readouterr().err
+
+
+def test_uncertainty_that_is_not_known_is_red(pictures, mask, anem_says):
+    anem_says("restore", pictures / "a.png", "--mask", mask, "--sigma", 0.05, *FAST)
+    drawn = np.asarray(Image.open("out/a/std_exact.png"))
+    unknown = np.isnan(np.load("out/a/arrays.npz")["variance_exact"][0])
+    assert unknown[:5].all() and not unknown[5:].any()
+    assert (drawn[unknown] == (255, 0, 0)).all() and (drawn[~unknown] == drawn[~unknown][:, :1]).all()
 
 
 def test_a_blur_kernel_from_a_picture_is_normalised_and_an_array_is_not(pictures, tmp_path, anem_says):
@@ -342,7 +419,11 @@ def bad(tmp_path, pictures, mask) -> dict[str, Path]:
     Image.new("L", (SIZE + 1, SIZE)).save(tmp_path / "other_size.png")
     Image.new("L", (3, 3)).save(tmp_path / "black.png")
     Image.new("L", (SIZE + 2, 3), 255).save(tmp_path / "wide.png")
+    np.save(tmp_path / "bytes.npy", np.linspace(0, 255, SIZE * SIZE).reshape(SIZE, SIZE))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "result.json").write_text("{}")
+    (tmp_path / "result" / "sheet.png").write_bytes((pictures / "a.png").read_bytes())
     return {p.name: p for p in tmp_path.iterdir()} | {"a.png": pictures / "a.png"}
 
 
@@ -368,7 +449,7 @@ REAL = ("--sigma", 0.1)
         (("a.png", *TASK, "--mala", -1), "--mala: wanted 0 steps or more, got -1"),
         (("a.png", *TASK, "--mala", 1, "--sampler", "sde-2m"), "--mala: wanted a --sampler of single steps, not sde-2m"),
         (("a.png", *TASK, "--mala", 1, "--schedule", "variance"), "--mala: wanted a --schedule fixed beforehand, not variance"),
-        (("a.png", *TASK, "--sampler", "magic"), "kernel: wanted one of"),
+        (("a.png", *TASK, "--sampler", "magic"), "--sampler: wanted one of ancestral"),
         (("a.png", *TASK, "--schedule", "magic"), "schedule: wanted one of"),
         (("nothing.png", *TASK), "nothing.png: no such file"),
         (("nothing.npy", *TASK), "nothing.npy: no such file"),
@@ -382,15 +463,31 @@ REAL = ("--sigma", 0.1)
         (("bright.npy", *TASK), "bright.npy: images: wanted floats in [0, 1]"),
         (("five.npy", *TASK), "five.npy: images: wanted 1 channel(s)"),
         (("a.png", "other_size.png", *TASK), "wanted one size"),
-        (("other_size.png", "--task", "sr2"), "multiples of 2"),
-        (("a.png", "--scale", 1, *REAL), "factor: wanted an integer >= 2"),
-        (("other_size.png", "--mask", "mask.png", *REAL), "mask: wanted the image's size"),
+        (("other_size.png", *TASK), "images: wanted 16 x 16, the size the model is for, got 16 x 17"),
+        (("a.png", "--scale", 2, *REAL), "images: wanted 16 x 16, the size the model is for, got 32 x 32"),
+        (("a.png", "--scale", 1, *REAL), "--scale: wanted between 2 and 64, got 1"),
+        (("a.png", "--mask", "wide.png", *REAL), "mask: wanted the image's size"),
+        (
+            ("a.png", "--mask", "black.png", *REAL),
+            "black.png: wanted a mask with pixels seen, of at least half of white (255), got 0 at most",
+        ),
+        (("a.png", "--mask", "bright.npy", *REAL), "bright.npy: wanted a mask of 0 (hidden) and 1 (seen), got 1.5 to 1.5"),
+        (("a.png", "--mask", "words.npy", *REAL), "words.npy: wanted a mask (height, width)"),
+        (("a.png", *TASK, "--sigma", 1e4), "--sigma: wanted noise through which intensities in [0, 1] can be seen"),
+        (("a.png", *TASK, "--std", 2), "--std: goes with --task deblur"),
+        (("a.png", "--task", "sr4", "--missing", 0.5), "--missing: goes with --task inpaint-random"),
+        (("a.png", "--mask", "mask.png", "--angle", 3, *REAL), "--angle: goes with --task deblur-motion"),
+        (
+            ("bytes.npy", *TASK, "--measured", *REAL),
+            "bytes.npy: images: wanted intensities, from 0 (black) to 1 (white) but for noise, got 0 to 255",
+        ),
+        (("result", *TASK), "result: wanted images, got a folder with the results of a command"),
         (("a.png", "--mask", "text.png", *REAL), "text.png: not a readable image"),
         (("a.png", "--kernel", "black.png", *REAL), "black picture"),
         (("a.png", "--kernel", "wide.png", *REAL), "kernel no larger than the image"),
         (("a.png", "--kernel", "five.npy", *REAL), "wanted a kernel (height, width)"),
         (("a.png", "--kernel", "words.npy", *REAL), "wanted a kernel (height, width) of numbers"),
-        (("a.png", "--kernel", "nan.npy", *REAL), "kernel: wanted finite"),
+        (("a.png", "--kernel", "nan.npy", *REAL), "nan.npy: wanted a kernel of finite numbers"),
         (("a.png", "--task", "deblur", "--size", SIZE + 1), "kernel no larger than the image"),
         (("a.png", "--task", "deblur", "--std", 0), "std: wanted"),
         (("a.png", "--task", "deblur-motion", "--length", -1), "length: wanted"),
@@ -411,7 +508,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed
     monkeypatch.setattr("anem.sample.sample_posterior", None)
     Path("file").write_text("")
     assert "file" in anem_refuses("restore", pictures / "a.png", *TASK, "--out", "file/below")
-    assert "other files" in anem_refuses("restore", pictures / "a.png", *TASK, "--out", "file")
+    assert "which is a file" in anem_refuses("restore", pictures / "a.png", *TASK, "--out", "file")
     assert [p.name for p in Path.cwd().iterdir()] == ["file"]
 
 
@@ -566,7 +663,7 @@ def test_too_little_memory_is_said_in_one_line(error, pictures, anem_refuses, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scale", 100_000, "--sigma", 0.1), "--scale: wanted between 1 and 64"),
+        (("--scale", 100_000, "--sigma", 0.1), "--scale: wanted between 2 and 64"),
         (("--task", "deblur-motion", "--length", "1e9"), "length: wanted a motion blur no longer than the image"),
     ],
 )

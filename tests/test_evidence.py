@@ -105,8 +105,8 @@ def test_exact_where_the_prior_is_independent_in_the_basis(operator, sigma):
 FULLY_OBSERVED = {
     "identity": (Identity(), 0.3),
     "noise map": (Identity(), 0.1 + rand(1, 2, 4, 8)),
-    "vignette": (Inpainting(0.3 + rand(4, 8)), 0.2),
-    "vignette and noise map": (Inpainting(0.3 + rand(2, 4, 8)), 0.1 + rand(1, 1, 4, 8)),
+    "vignette": (Inpainting(0.3 + 0.7 * rand(4, 8)), 0.2),
+    "vignette and noise map": (Inpainting(0.3 + 0.7 * rand(2, 4, 8)), 0.1 + rand(1, 1, 4, 8)),
     "odd blur": (GaussianBlur(3, 0.6), 0.2),
     "even blur with a hole": (KernelBlur(torch.tensor([[0.7, 0.1], [0.2, 0.05]], dtype=torch.float64)), 0.2),
     "kernel a channel": (KernelBlur(torch.tensor([[[0.1, 0.8, 0.2]], [[0.0, 0.6, 0.1]]], dtype=torch.float64)), 0.2),

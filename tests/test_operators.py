@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from anem.covariance import Covariance
 from anem.operators import (
@@ -44,7 +45,7 @@ OPERATORS = {
     "half": Inpainting.half(SHAPE, "left"),
     "random": Inpainting.random(SHAPE, 0.7, seed=3),
     "mosaic": Inpainting(mosaic()),
-    "vignette": Inpainting(0.2 + rand(8, 12)),
+    "vignette": Inpainting(0.2 + 0.8 * rand(8, 12)),
     "noisy hidden pixels": Inpainting.box(SHAPE, 2, 2, 3, 3, hidden_measured=True),
     "two boxes": Inpainting.box(SHAPE, torch.tensor([0, 3]), torch.tensor([2, 5]), torch.tensor([4, 1]), 6),
     "paper's blur": GaussianBlur(),
@@ -389,7 +390,10 @@ REFUSED = {
     "kernel wider than the image": (lambda: GaussianBlur(9)(IMAGE), "no larger than the image, 8 x 12, got 9 x 9"),
     "mask of another size": (lambda: Inpainting(torch.ones(8, 8))(IMAGE), "image's size 8 x 12, got a mask of 8 x 8"),
     "mask of another depth": (lambda: Inpainting(torch.ones(2, 8, 12))(IMAGE), "wanted 2 channels, the operator's, got 3"),
-    "negative mask": (lambda: Inpainting(-torch.ones(8, 12)), "mask: wanted finite values >= 0"),
+    "negative mask": (lambda: Inpainting(-torch.ones(8, 12)), r"mask: wanted values from 0 \(hidden\) to 1 \(seen\), got -1 to -1"),
+    "mask of bytes": (lambda: Inpainting(torch.full((8, 12), 255, dtype=torch.uint8)), r"mask: wanted values from 0 .* got 255 to 255"),
+    "mask of NaN": (lambda: Inpainting(torch.full((8, 12), torch.nan)), "mask: wanted values from 0"),
+    "mask of PIL": (lambda: Inpainting(Image.new("L", (12, 8))), "mask: wanted a tensor or an array, got Image"),
     "no batch": (lambda: Identity()(IMAGE[0]), r"x: wanted shape \(B, C, H, W\), got \(3, 8, 12\)"),
     "measurement without batch": (lambda: Identity().observe(IMAGE[0], 0.1, STATISTICS), r"measurement: wanted shape \(B, C, H, W\)"),
     "measurement of another size": (lambda: make_operator("inpaint-box", SHAPE).observe(IMAGE[..., 1:], 0.1, STATISTICS), "got a mask"),

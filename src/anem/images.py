@@ -212,13 +212,13 @@ def to_tensor(images: Any, channels: int, dequantise: Generators = None, bounded
             are intensities in [0, 1]. PIL images are converted as in :func:`read_array`; arrays and tensors must match.
         channels: number of channels wanted.
         dequantise: source of u for integer images; None for u = ½ (the centre of each step).
-        bounded: refuse floats outside [0, 1]. Noisy measurements are not bounded.
+        bounded: refuse floats outside [0, 1]. Noisy measurements may leave it, up to ±100: what is beyond is on another scale.
 
     Returns:
         (B, C, H, W), float32, or float64 for a float64 tensor (arrays are float64 by accident), and the kind.
 
     Raises:
-        ValueError: an unknown kind or dtype, another shape or number of channels, NaN or infinity, floats outside [0, 1].
+        ValueError: an unknown kind or dtype, another shape or number of channels, NaN or infinity, floats out of range.
     """
     if isinstance(images, (list, tuple)):
         return _list_to_tensor(images, channels, dequantise, bounded)
@@ -227,8 +227,11 @@ def to_tensor(images: Any, channels: int, dequantise: Generators = None, bounded
         return from_integers(pixels, dequantise), kind
     if not bool(torch.isfinite(pixels).all()):
         raise ValueError("images: wanted finite values, got NaN or infinity")
-    if bounded and (pixels.min() < 0 or pixels.max() > 1):
-        raise ValueError(f"images: wanted floats in [0, 1], got {float(pixels.min()):.4g} to {float(pixels.max()):.4g}")
+    low, high = float(pixels.min()), float(pixels.max())
+    if bounded and (low < 0 or high > 1):
+        raise ValueError(f"images: wanted floats in [0, 1], got {low:.4g} to {high:.4g}")
+    if max(-low, high) > 100:
+        raise ValueError(f"images: wanted intensities, from 0 (black) to 1 (white) but for noise, got {low:.4g} to {high:.4g}")
     return pixels if kind.container == "torch" and kind.dtype == torch.float64 else pixels.float(), kind
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
 
+    from anem.energy import EnergyModel
     from anem.likelihood import Check
 
 AUDITS = {
@@ -64,7 +64,7 @@ class Audit:
         from rich.console import Console
 
         from anem.bench.harness import write_json
-        from anem.cli.files import check_writable
+        from anem.cli.files import check_writable, to_json
         from anem.likelihood import trusted_level
 
         check_seed(self.seed)
@@ -81,7 +81,7 @@ class Audit:
         if any(check.audit == "variance" for check in checks):
             record["variance_trusted_to"] = trusted_level((c.audit, c.where, c.what, c.holds) for c in checks)
         if self.json:
-            print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+            print(to_json(record))
         else:
             Console(highlight=False).print(table(checks, self.model), trust(record), sep="\n", end="")
         if self.out is not None:
@@ -102,7 +102,7 @@ class Audit:
         if self.compile:
             model.compile()
         size = AuditSize.quick() if self.quick else AuditSize()
-        x = self.held_out(len(model.statistics.mean), size.most).to(self.device)
+        x = self.held_out(model, size.most).to(self.device)
         console = Console(stderr=True)
         checks = []
         with console.status("") as status:
@@ -113,20 +113,20 @@ class Audit:
                     checks += audit.run()
         return checks
 
-    def held_out(self, channels: int, count: int) -> Tensor:
+    def held_out(self, model: EnergyModel, count: int) -> Tensor:
         """The first images, dequantised, (N, C, H, W)."""
         import torch
 
-        from anem.cli.files import read_images
+        from anem.cli.inputs import read_clean
         from anem.data import ImageData, StreamedData, load_dataset, mnist
         from anem.images import to_integers
 
         if self.images:
-            data: ImageData | StreamedData = ImageData(to_integers(read_images(self.images, channels)[1]))
+            data: ImageData | StreamedData = ImageData(to_integers(read_clean(self.images, model)[1]))
         else:
             file = self.data / "mnist.npz"
             if not file.is_file():
-                raise ValueError(f"images: wanted --images, or {file} (fetched by 'make data')")
+                raise ValueError(f"images: wanted held-out images, --images, or the digits in {file}, which 'make data' fetches")
             data = load_dataset(mnist("tuning", str(file)))
         return data.batch(torch.arange(min(count, len(data))), torch.Generator().manual_seed(self.seed))
 

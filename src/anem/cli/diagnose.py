@@ -63,7 +63,7 @@ class Diagnose:
         from rich.console import Console
 
         from anem.bench.histograms import plot_histograms
-        from anem.cli.files import new_folder, write_record
+        from anem.cli.files import new_folder, to_json, write_record
 
         self.check()
         with new_folder(self.out) as folder:
@@ -71,7 +71,7 @@ class Diagnose:
             plot_histograms(record["sets"], record["prior_sigma"], folder / "histograms.png")
             write_record(folder, record)
         if self.json:
-            print(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False))
+            print(to_json(record))
         else:
             Console(highlight=False).print(table(record), f"histograms in {self.out / 'histograms.png'}")
         return 0
@@ -99,7 +99,7 @@ class Diagnose:
         from anem.sample import sample_posterior
 
         model = load(self.model, self.device)
-        sets = {name: x.to(self.device) for name, x in self.read_sets(len(model.statistics.mean)).items()}
+        sets = {name: x.to(self.device) for name, x in self.read_sets(model).items()}
         operator, measurement, truth = self.measured(model)
         count = max(len(x) for x in sets.values())
         odd = [name for name, x in sets.items() if len(x) != count]
@@ -129,9 +129,10 @@ class Diagnose:
         head["reference"] = next(iter(scores))
         return head | {"sets": [entry(name, s, compared[name].__dict__ | {"flag": compared[name].flag}) for name, s in scores.items()]}
 
-    def read_sets(self, channels: int) -> dict[str, Tensor]:
+    def read_sets(self, model: EnergyModel) -> dict[str, Tensor]:
         """The restorations by the names of their folders."""
-        from anem.cli.files import RECORD, read_images, unique
+        from anem.cli.files import RECORD
+        from anem.cli.inputs import read_clean, unique
 
         found: list[tuple[str, list[Path]]] = []
         for path in self.sets:
@@ -140,21 +141,23 @@ class Diagnose:
             else:
                 found.append((path.name, [path]))
         names = unique([name for name, _ in found])
-        return {name: read_images(files, channels)[1] for name, (_, files) in zip(names, found, strict=True)}
+        return {name: read_clean(files, model)[1] for name, (_, files) in zip(names, found, strict=True)}
 
     def measured(self, model: EnergyModel) -> tuple[LinearOperator, Tensor, Tensor | None]:
         """Operator, measurements and clean images, or None."""
-        from anem.cli.files import read_images
+        from anem.cli.inputs import check_measurements, read_clean, read_measurements
         from anem.cli.restore import examples
         from anem.random import generators_for
 
-        channels = len(model.statistics.mean)
         given = self.truth or (() if self.measurement else examples(self.model))
-        truth = read_images(given, channels)[1].to(self.device) if given else None
-        seen = read_images(self.measurement, channels, bounded=False)[1].to(self.device) if self.measurement else truth
+        truth = read_clean(given, model)[1].to(self.device) if given else None
+        names, seen = read_measurements(self.measurement, model) if self.measurement else ([], truth)
         if seen is None:
             raise ValueError("--measurement: wanted at least one image")
+        seen = seen.to(self.device)
         operator = self.degradation.operator(tuple(seen.shape), self.seed)
+        if names:
+            check_measurements(names, seen, operator, model, self.degradation.noise)
         generators = generators_for(range(self.seed, self.seed + len(seen)), self.device)
         return operator, self.degradation.apply(seen, operator, generators), truth
 

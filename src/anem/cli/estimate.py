@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ class Estimate:
     model: Model = "digits"
     seed: int = 0
     """of all random numbers"""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("out")
+    out: Annotated[Path, arg(metavar="DIR")] = Path("estimate")
     """folder for the results; an earlier result there is replaced"""
     json: Flag = False
     """print the figures as JSON"""
@@ -58,14 +57,14 @@ class Estimate:
     def run(self) -> int:
         from rich.console import Console
 
-        from anem.cli.files import new_folder, write_record
+        from anem.cli.files import new_folder, to_json, write_record
 
         self.check()
         with new_folder(self.out) as folder:
             record = self.estimate(folder)
             write_record(folder, record)
         if self.json:
-            print(json.dumps(record, indent=1, ensure_ascii=False))
+            print(to_json(record))
         else:
             Console(highlight=False).print(table(record), f"pictures in {self.out}")
         return 0
@@ -80,8 +79,8 @@ class Estimate:
         if len(set(self.family)) < len(self.family):
             raise ValueError(f"--family: wanted every family once, got {' '.join(self.family)}")
         check_seed(self.seed)
-        if self.budget < 1:
-            raise ValueError(f"--budget: wanted at least 1, got {self.budget}")
+        if self.budget < 1 or self.draws < 1:
+            raise ValueError(f"wanted --budget and --draws >= 1, got {self.budget} and {self.draws}")
 
     def families(self, shape: Sequence[int]) -> list[blind.Family]:
         """The families for images of a shape (…, H, W), with what is known."""
@@ -97,7 +96,7 @@ class Estimate:
         """Estimate, draw, and collect the figures."""
         from anem.blind import choose
         from anem.cli.evidence_plot import plot_evidence
-        from anem.cli.files import read_images
+        from anem.cli.inputs import check_size, note_clipping, read_clean, read_measurements
         from anem.cli.restore import examples
         from anem.hub import load
         from anem.random import generators_for
@@ -105,11 +104,14 @@ class Estimate:
         model = load(self.model, self.device)
         if self.compile:
             model.compile()
-        names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=bool(self.truth))
+        names, images = (read_clean if self.truth else read_measurements)(self.images or examples(self.model), model)
+        check_size(images.shape, model)
         images = images.to(self.device).double()
         families = self.families(images.shape)
         if self.truth:
             images = self.degrade(images, generators_for(range(self.seed, self.seed + len(images)), self.device))
+        else:
+            note_clipping(names, images)
         entries = []
         for b, name in enumerate(names):
             choice = choose(model, images[b : b + 1], families, draws=self.draws, seed=self.seed, budget=self.budget)

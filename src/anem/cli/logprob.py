@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 
@@ -45,12 +44,14 @@ class LogProb:
         from rich.console import Console
         from rich.table import Table
 
+        from anem.cli.files import to_json
+
         self.degradation.task = self.degradation.task if self.degradation.given() else "denoise"
         self.degradation.check()
         check_seed(self.seed)
         record = {"model": self.model} | self.degradation.record() | {"seed": self.seed, "images": self.evaluate()}
         if self.json:
-            print(json.dumps(record, indent=1, ensure_ascii=False))
+            print(to_json(record))
             return 0
         grid = Table(
             title=f"{record.get('task', 'measurement')}, sigma {record['sigma']:g}",
@@ -71,7 +72,7 @@ class LogProb:
         """Name and figures of every image."""
         import torch
 
-        from anem.cli.files import read_images
+        from anem.cli.inputs import check_measurements, check_observed, read_clean, read_measurements
         from anem.corruptions import NoiseConfig
         from anem.hub import load
         from anem.images import to_integers
@@ -80,12 +81,15 @@ class LogProb:
 
         model = load(self.model, self.device)
         paths = self.images or examples(self.model)
-        names, images = read_images(paths, len(model.statistics.mean), bounded=not self.degradation.real)
+        names, images = (read_measurements if self.degradation.real else read_clean)(paths, model)
         images = images.to(self.device).double()
         operator = self.degradation.operator(tuple(images.shape), self.seed)
         generators = generators_for(range(self.seed, self.seed + len(images)), self.device)
         measurement = self.degradation.apply(images, operator, generators)
+        if self.degradation.real:
+            check_measurements(names, measurement, operator, model, self.degradation.noise)
         observation = operator.observe(measurement, self.degradation.noise, model.statistics, generators)
+        check_observed(observation, self.degradation.noise)
         chunks = [observation[b : b + 64] for b in range(0, len(names), 64)]
         with torch.no_grad():
             energy = torch.cat([model.energy(chunk.y, chunk.cov) for chunk in chunks])

@@ -105,13 +105,15 @@ def by_energy(
     """Posterior samples by the energy itself."""
     import torch
 
+    from anem.cli.inputs import check_observed
     from anem.cli.report import Drawn
 
+    observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(measurement.device).manual_seed(0))
+    check_observed(observation, float(torch.as_tensor(sigma).max()))
     found = sampler.posterior(model, measurement, operator, sigma, samples, seed)
     record: dict = {"calls": found.calls}
     if found.acceptance is not None:
         record["acceptance"] = round(float(found.acceptance.mean()), 3)
-    observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(measurement.device).manual_seed(0))
     height, width = observation.cov.shape[-2:]
     trusted = observation.cov.values <= 10 * model.statistics.variance_in(observation.cov.basis, height, width, measurement)
     variance = found.variance if found.variance is not None and bool(trusted.any()) else None

@@ -1,13 +1,14 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they say aside."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-__all__ = ["Compile", "Device", "Flag", "Images", "Model", "check_seed"]
+__all__ = ["Compile", "Device", "Flag", "Images", "Model", "check_seed", "note"]
 
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 """A switch, off unless given."""
@@ -42,3 +43,8 @@ def check_seed(seed: int) -> None:
     """Raise ValueError for a seed that not every source of random numbers takes."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed: wanted 0 to 2**32 - 1, got {seed}")
+
+
+def note(text: str) -> None:
+    """Say on stderr, in one line, what a user should know and a command goes on in spite of."""
+    print(f"anem: note: {text}", file=sys.stderr)

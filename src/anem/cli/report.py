@@ -111,8 +111,10 @@ class Result:
         pictures = {"measurement": self.operator.visualise(self.measurement), "mean": self.drawn.mean}
         if self.clean is not None:
             pictures["clean"] = self.clean
-        maps = {"std": self.drawn.std, "std_exact": self.exact_std}
-        pictures |= {name: std.nan_to_num(0.0) for name, std in maps.items() if std is not None}
+        if self.drawn.std is not None:
+            pictures["std"] = self.drawn.std
+        if self.exact_std is not None:
+            pictures["std_exact"] = gaps_in_red(self.exact_std)
         arrays = {"measurement": self.measurement, "mean": self.drawn.mean, "clean": self.clean, "std": self.drawn.std}
         arrays["variance_exact"] = self.drawn.variance
         for b, name in enumerate(self.names):
@@ -123,6 +125,7 @@ class Result:
             for s, x in enumerate(self.drawn.samples[:, b]):
                 save_image(x, own / f"sample_{s:0{len(str(len(self.drawn.samples) - 1))}d}.png")
             kept = {k: v[b].cpu().numpy() for k, v in arrays.items() if v is not None}
+            np.save(own / "measurement.npy", self.measurement[b].movedim(0, -1).squeeze(-1).cpu().numpy())  # unclipped, to be read again
             np.savez_compressed(own / "arrays.npz", allow_pickle=False, samples=self.drawn.samples[:, b].cpu().numpy(), **kept)
         save_image(self.sheet(), folder / "sheet.png")
 
@@ -148,6 +151,15 @@ class Result:
         """A map with gaps (NaN, in any channel) as colours, the gaps in grey, (N, 3, H, W)."""
         flat = std.square().mean(1).sqrt().cpu()
         return torch.where(flat.isnan()[:, None], 128.5 / 256, viridis(flat.nan_to_num(0.0) / maximum))
+
+
+def gaps_in_red(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) as they are if they have no gaps (NaN in any channel), else in colour, (N, 3, H, W), with the gaps in red."""
+    gaps = x.isnan().any(1, keepdim=True)
+    if not bool(gaps.any()):
+        return x
+    red = x.new_tensor((1.0, 0.0, 0.0))[:, None, None]
+    return torch.where(gaps, red, x.nan_to_num(0.0).expand(-1, 3, -1, -1))
 
 
 def short(name: str, length: int = 15) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,9 +76,9 @@ class Restore:
     def run(self) -> int:
         from rich.console import Console
 
-        from anem.cli.files import new_folder, write_record
+        from anem.cli.files import new_folder, to_json, write_record
         from anem.cli.report import table
-        from anem.sample import as_kernel, as_schedule
+        from anem.sample import KERNELS, as_kernel, as_schedule
 
         if not self.images and not self.degradation.given() and self.blind is None:
             self.degradation.task = "inpaint-box"
@@ -87,8 +86,9 @@ class Restore:
         check_seed(self.seed)
         if self.samples < 1 or self.steps < 1:
             raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
-        if not as_kernel(self.sampler).stochastic:
-            raise ValueError(f"--sampler: wanted one that draws samples, {self.sampler} is deterministic: one image, and no spread")
+        drawing = [name for name in KERNELS if as_kernel(name).stochastic]
+        if self.sampler not in drawing:
+            raise ValueError(f"--sampler: wanted one of {', '.join(drawing)}, which draw samples, got {self.sampler}")
         check_method(self.method, self.set)
         if self.method != ENERGY:
             self.check_unused()
@@ -103,7 +103,7 @@ class Restore:
             result.write(folder)
             write_record(folder, result.record)
         if self.json:
-            print(json.dumps(result.record, indent=1, ensure_ascii=False))
+            print(to_json(result.record))
         else:
             for line in estimates_of(result.record):
                 print(line)
@@ -139,8 +139,9 @@ class Restore:
 
     def restore(self, folder: Path) -> Result:
         """Degrade, sample and collect; the path goes to ``folder``."""
-        from anem.cli.files import read_images
+        from anem.cli.inputs import check_measurements, read_clean, read_measurements
         from anem.cli.report import Result
+        from anem.operators import Identity
         from anem.random import generators_for
 
         model = load_for(self.method, self.model, self.device)
@@ -148,9 +149,10 @@ class Restore:
             model.compile()
         self.agree_on_noise(model)
         real = self.degradation.real
-        names, images = read_images(self.images or examples(self.model), len(model.statistics.mean), bounded=not real)
+        names, images = (read_measurements if real else read_clean)(self.images or examples(self.model), model)
         images = images.to(self.device)
         measurement = images
+        operator: LinearOperator = Identity()
         sigma: float | Tensor = self.degradation.noise
         if self.blind is None or self.degradation.task is not None:
             operator = self.degradation.operator(tuple(images.shape), self.seed)
@@ -161,6 +163,8 @@ class Restore:
             raise ValueError(
                 f"--blind: wanted measurements of the images' size, got {size} from {self.degradation.task}; sr4-fourier has it"
             )
+        if real:
+            check_measurements(names, measurement, operator, model, self.degradation.noise)
         found: dict = {}
         start = time.perf_counter()
         if self.blind is not None:

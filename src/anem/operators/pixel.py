@@ -55,7 +55,8 @@ class Inpainting(_Pixelwise):
     """H = diag(mask): pixels of mask 0 are hidden, 1 seen, anything between attenuated.
 
     Arguments:
-        mask: tensor or array, finite, ≥ 0, of shape (H, W), (C or 1, H, W) or (P, C or 1, H, W); a mask per channel is a mosaic.
+        mask: tensor or array of booleans or of numbers from 0 to 1, of shape (H, W), (C or 1, H, W) or (P, C or 1, H, W); a mask per
+            channel is a mosaic. Of an 8-bit picture it is ``picture > 127``.
         hidden_measured: whether the hidden pixels of a measurement hold noise of the same σ, which then counts in the evidence. By
             default they were never measured: :meth:`measure` leaves them 0 and their values in a measurement are ignored. Masks are
             comparable by evidence only if every one of them leaves the same pixels measured.
@@ -64,11 +65,14 @@ class Inpainting(_Pixelwise):
     name = "inpainting"
 
     def __init__(self, mask: Tensor, hidden_measured: bool = False) -> None:
-        mask = torch.as_tensor(mask)
+        try:
+            mask = torch.as_tensor(mask)
+        except (RuntimeError, TypeError):
+            raise ValueError(f"mask: wanted a tensor or an array, got {type(mask).__name__}") from None
         if mask.ndim not in (2, 3, 4):
             raise ValueError(f"mask: wanted shape (H, W), (C, H, W) or (P, C, H, W), got {tuple(mask.shape)}")
-        if not bool((torch.isfinite(mask) & (mask >= 0)).all()):
-            raise ValueError("mask: wanted finite values >= 0")
+        if not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise ValueError(f"mask: wanted values from 0 (hidden) to 1 (seen), got {float(mask.min()):g} to {float(mask.max()):g}")
         self.mask = mask[(None,) * (4 - mask.ndim)]
         self.hidden_measured = hidden_measured
 
