@@ -110,7 +110,7 @@ def test_noise_stays_within_a_thousand_times_the_pixel_variance(generator):
 
 def test_every_image_is_seen_once():
     data = ImageData(torch.zeros(10 * oracle.BATCH, 1, 8, 8))
-    seen = torch.cat([data.indices_for_step(step, oracle.BATCH, seed=3) for step in range(10)])
+    seen = torch.cat([data.indices(step * oracle.BATCH, oracle.BATCH, seed=3) for step in range(10)])
     assert seen.sort().values.equal(torch.arange(10 * oracle.BATCH))
     assert oracle.FULL.images % oracle.BATCH == oracle.QUICK.images % oracle.BATCH == 0
 

@@ -602,12 +602,16 @@ def test_models_are_listed_with_their_cards(tmp_path, monkeypatch, anem_says):
 
 
 def test_train_says_where_the_model_is_and_whether_it_was_stopped(monkeypatch, capsys):
-    def train(config, parts, callbacks):
-        callbacks[-1].on_end(types.SimpleNamespace(images=seen))
-
-    monkeypatch.setattr("anem.train.train", train)
+    monkeypatch.setattr("anem.train.train", lambda config, parts, callbacks: callbacks[-1].on_end(end))
     Path("c.toml").write_text('images = 100\nbatch_size = 10\n[log]\ntensorboard = false\n[data]\npath = "x"\n')
-    for seen, options, code in ((100, [], 0), (50, [], 130), (50, ["--minutes", "1"], 0), (50, ["--images", "50"], 0)):
+    for seen, interrupted, options, code in (
+        (100, False, [], 0),
+        (50, True, [], 130),
+        (50, False, ["--minutes", "1"], 0),
+        (50, True, ["--minutes", "1"], 130),
+        (50, False, ["--images", "50"], 0),
+    ):
+        end = types.SimpleNamespace(images=seen, interrupted=interrupted)
         assert main(["train", "c.toml", "--output", "r", *options]) == code
         assert f"{seen} of {50 if '--images' in options else 100} images seen; the model is in r/model" in capsys.readouterr().out
 

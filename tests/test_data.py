@@ -76,6 +76,13 @@ def test_labels_travel_with_npz_and_idx(tmp_path):
     (tmp_path / "i-images-idx3-ubyte").write_bytes(idx_bytes(GREY))
     (tmp_path / "i-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS))
     assert load_dataset(DataConfig(str(tmp_path / "i-images-idx3-ubyte"))).labels.tolist() == LABELS.tolist()
+    (tmp_path / "images").mkdir()  # a folder of that name is not the name of the labels
+    for name in ("i-images-idx3-ubyte", "i-labels-idx1-ubyte"):
+        (tmp_path / name).rename(tmp_path / "images" / name)
+    assert load_dataset(DataConfig(str(tmp_path / "images" / "i-images-idx3-ubyte"))).labels.tolist() == LABELS.tolist()
+    (tmp_path / "images" / "i-labels-idx1-ubyte").write_bytes(idx_bytes(LABELS[:2]))
+    with pytest.raises(ValueError, match=f"i-labels-idx1-ubyte: wanted a label for each of {len(LABELS)} images, got 2"):
+        load_dataset(DataConfig(str(tmp_path / "images" / "i-images-idx3-ubyte")))
 
 
 def test_parts_of_mnist(tmp_path):
@@ -141,17 +148,17 @@ def test_batches_are_dequantised_afresh_and_reproducibly():
 @pytest.mark.parametrize(("count", "size"), [(7, 3), (7, 7), (5, 12), (1, 2)])
 def test_steps_cut_up_a_row_of_permutations(count, size):
     data = ImageData(torch.zeros(count, 1, 2, 2, dtype=torch.uint8))
-    steps = torch.cat([data.indices_for_step(s, size, seed=4) for s in range(6 * count)])
+    steps = torch.cat([data.indices(s * size, size, seed=4) for s in range(6 * count)])
     epochs = steps.view(-1, count)
     assert torch.equal(epochs.sort(1).values, torch.arange(count).expand(len(epochs), -1))
     fresh = ImageData(torch.zeros(count, 1, 2, 2, dtype=torch.uint8))
     for s in (2 * count, 0, 5):  # any step alone, in any order
-        assert torch.equal(fresh.indices_for_step(s, size, seed=4), steps[s * size : (s + 1) * size])
+        assert torch.equal(fresh.indices(s * size, size, seed=4), steps[s * size : (s + 1) * size])
 
 
 def test_epochs_and_seeds_differ():
     data = ImageData(torch.zeros(1000, 1, 2, 2, dtype=torch.uint8))
-    orders = [data.indices_for_step(step, 1000, seed) for step, seed in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    orders = [data.indices(first, 1000, seed) for first, seed in ((0, 0), (1000, 0), (0, 1), (1000, 1))]
     assert all((a != b).float().mean() > 0.9 for i, a in enumerate(orders) for b in orders[:i])
 
 
@@ -298,11 +305,11 @@ def test_a_stream_is_read_forwards_once_an_epoch(hub):
     data = load_dataset(hub_config(start=1, stop=6))
     assert isinstance(data, StreamedData) and len(data) == 5
     for step in range(5):  # 15 images, three epochs
-        indices = data.indices_for_step(step, 3, seed=0)
+        indices = data.indices(3 * step, 3, seed=0)
         assert np.array_equal(to_integers(data.batch(indices, torch.Generator()))[:, 0].numpy(), GREY[1 + indices.numpy()])
     assert len(hub) == 15
     again = load_dataset(hub_config(start=1, stop=6))
-    assert torch.equal(again.batch(again.indices_for_step(4, 3, seed=0)), data.batch(data.indices_for_step(4, 3, seed=0)))
+    assert torch.equal(again.batch(again.indices(12, 3, seed=0)), data.batch(data.indices(12, 3, seed=0)))
 
 
 def test_a_stream_serves_any_indices(hub):

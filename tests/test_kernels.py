@@ -333,6 +333,25 @@ def test_step_size_adapts_towards_the_optimal_acceptance():
     assert 0.5 <= sum(acceptance[-15:]) / 15 <= 0.65
 
 
+def test_a_proposal_without_energy_is_refused_and_the_chain_goes_on():
+    """Every other call has no energy; the step size stays a number, and later proposals are accepted."""
+    prior = make_skewed(*SHAPE)
+    y, cov = observed(prior, "pixel", 0.02, 0.5)
+    level, g = cov.replace(0.4 * cov.values), generator(8)
+    start = prior(exact_at_level(prior, y, cov, level, 20, g), level.expand(20))
+    calls = []
+
+    def patchy(y: torch.Tensor, cov: Covariance) -> Evaluation:
+        calls.append(y)
+        found = prior(y, cov)
+        return Evaluation(y, cov, found.energy * (math.nan if len(calls) % 2 else 1.0), found.grad_y, found.grad_logvar)
+
+    corrector = MALA(steps=4, step_size=0.1)
+    corrected = corrector.correct(patchy, start, Target(fully_observed(y, cov, 20)), corrector.initial_step_size(start.y), Noise(g))
+    assert len(calls) == 4 and bool((corrected.evaluation.y != start.y).any())
+    assert 0.3 < float(corrected.acceptance.mean()) <= 0.5 and bool(corrected.step_size.isfinite().all())
+
+
 def test_wrong_correctors_are_refused():
     prior = dense_gaussian()
     y, cov = observed(prior, "pixel")

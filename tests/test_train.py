@@ -14,7 +14,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from training_fakes import FAMILIES, LearnedGaussian, Occasional, draw, loss, make_config, make_parts
+from training_fakes import FAMILIES, Images, LearnedGaussian, Occasional, draw, loss, make_config, make_parts
 
 from anem.data import DataConfig
 from anem.network import EnergyNetwork, NetworkConfig
@@ -258,6 +258,7 @@ class Recorder(Callback):
         self.calls.append(path.name)
 
     def on_end(self, state):
+        self.interrupted = state.interrupted
         self.calls.append("end")
 
 
@@ -305,7 +306,7 @@ def test_signal_writes_a_checkpoint_and_the_same_command_resumes(tmp_path, numbe
     first, second = Recorder(2, number), Recorder()
     train(config, parts=make_parts(), callbacks=[first])
     # The signal arrives while step 2 is recorded; step 3 is the next to look, and saves.
-    assert first.calls[-2:] == ["step-00000003.safetensors", "end"]
+    assert first.calls[-2:] == ["step-00000003.safetensors", "end"] and first.interrupted and not second.interrupted
     assert signal.getsignal(number) is before
     model = train(config, parts=make_parts(), callbacks=[second])
     assert [r.step for r in second.records] == [4, 5, 6]
@@ -313,10 +314,21 @@ def test_signal_writes_a_checkpoint_and_the_same_command_resumes(tmp_path, numbe
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
 
 
+def test_a_run_that_goes_on_with_another_batch_size_sees_the_images_that_come_next(tmp_path, monkeypatch):
+    asked = []
+    indices = Images.indices
+    monkeypatch.setattr(
+        Images, "indices", lambda self, first, count, seed: asked.append((first, count)) or indices(self, first, count, seed)
+    )
+    train(make_config(tmp_path, 24), parts=make_parts(), callbacks=[])
+    train(make_config(tmp_path, 32, batch_size=4, accumulation=1), parts=make_parts(), callbacks=[])
+    assert sorted(set(asked)) == [(0, 8), (8, 8), (16, 8), (24, 4), (28, 4)]
+
+
 def test_time_limit_stops_cleanly(tmp_path):
     recorder = Recorder()
     train(make_config(tmp_path, 10**9, max_minutes=1e-9), parts=make_parts(), callbacks=[recorder])
-    assert recorder.calls == ["start", 1, "step-00000001.safetensors", "end"]
+    assert recorder.calls == ["start", 1, "step-00000001.safetensors", "end"] and not recorder.interrupted
 
 
 def test_a_finished_run_is_left_alone(tmp_path):

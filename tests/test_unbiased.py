@@ -9,6 +9,7 @@ import torch
 from anem.blind import FAMILIES, Evidence, estimate, explore
 from anem.energy import EnergyModel
 from anem.gaussian import make_power_law_gaussian
+from anem.random import generator_of
 
 EXACT = make_power_law_gaussian(1, 8, 8)
 MODULE = sys.modules["anem.blind.estimate"]
@@ -80,7 +81,7 @@ def test_scores_are_the_slopes_of_the_evidence():
     both, one = (base.scores(u, torch.tensor(free), x) for free in ([True, True], [False, True]))
     torch.testing.assert_close(one, both[:, 1:])
     operator, sigma = family.degradation(family.values(u.expand(3, 2)))
-    m = operator.measure(x, sigma, torch.Generator().manual_seed(3 + 1_000_003))
+    m = operator.measure(x, sigma, generator_of(3, "scores"))
     torch.testing.assert_close(base.scores(u, torch.tensor([True, True]), x, u), both)
     assert not torch.allclose(base.scores(u, torch.tensor([True, True]), x, u + 0.1), both)
     for i in range(3):

@@ -57,8 +57,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
-    def indices_for_step(self, step: int, batch_size: int, seed: int) -> Tensor:
-        return torch.randint(len(self), (batch_size,), generator=torch.Generator().manual_seed(1000 * seed + step))
+    def indices(self, first: int, count: int, seed: int) -> Tensor:
+        return torch.randint(len(self), (count,), generator=torch.Generator().manual_seed(1000 * seed + first // count))
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         x = self.images[indices]

@@ -18,9 +18,9 @@ from anem.bases import coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.network import EnergyNetwork, TrainingGradients
-from anem.random import Generators, uniform
+from anem.random import Generators, random_signs
 
-__all__ = ["CovarianceTerm", "LossTerms", "dual_score_loss", "fokker_planck_residuals", "random_signs"]
+__all__ = ["CovarianceTerm", "LossTerms", "dual_score_loss", "fokker_planck_residuals"]
 
 CovarianceTerm = Literal["matching", "sliced", "fokker_planck"]
 """What teaches the energy how it depends on Σ, see :func:`dual_score_loss`."""
@@ -100,7 +100,7 @@ def dual_score_loss(
     # For a real signal k and −k share one variance: half the target's variance is averaged away.
     target = 0.5 * (1 - cov.basis.symmetrise(noise.square()))
     if weight and covariance_term == "fokker_planck":
-        gradients, pair = fokker_planck_residuals(model, rho, cov, [random_signs(rho, generators) for _ in range(2)])
+        gradients, pair = fokker_planck_residuals(model, rho, cov, [random_signs(rho.shape, generators, rho) for _ in range(2)])
     else:
         gradients = model.differentiable_gradients(rho, cov)
         pair = [gradients.grad_logvar - target] * 2
@@ -114,7 +114,7 @@ def dual_score_loss(
     if weight:
         first, second = (b.sqrt() * r for r in pair)
         if covariance_term == "sliced":
-            z = random_signs(rho, generators)
+            z = random_signs(rho.shape, generators, rho)
             matched = _dot(z, first) * _dot(z, second) / rho[0].numel()
         else:
             matched = (first * second).flatten(1).mean(1)
@@ -197,11 +197,6 @@ def fokker_planck_residuals(
         products = [deviation * torch.autograd.grad(white, leaf, z, create_graph=True)[0] for z in probes]
     residuals = [cov.basis.symmetrise(grad_logvar - 0.5 * (z * p - white.square())) for z, p in zip(probes, products, strict=True)]
     return TrainingGradients(energy, grad_rho, cov.basis.symmetrise(grad_logvar)), residuals
-
-
-def random_signs(like: Tensor, generators: Generators = None) -> Tensor:
-    """Independent ±1 of the shape (B, …), dtype and device of ``like``."""
-    return (uniform(like.shape, generators, like) < 0.5).to(like) * 2 - 1
 
 
 def _dot(u: Tensor, v: Tensor) -> Tensor:

@@ -85,8 +85,9 @@ class ScalarMixture(nn.Module):
         """
         k = self.weights.shape[1]
         for channel, x in enumerate(values.double()):
-            quantiles = torch.quantile(x[:: max(1, len(x) // 100_000)], (torch.arange(k - k // 2) + 0.5).double() / (k - k // 2))
-            spread = torch.linspace(float(x.min()), float(x.max()), k // 2 + 2, dtype=x.dtype)[1:-1]
+            ranks = (torch.arange(k - k // 2, dtype=x.dtype, device=x.device) + 0.5) / (k - k // 2)
+            quantiles = torch.quantile(x[:: max(1, len(x) // 100_000)], ranks)
+            spread = torch.linspace(float(x.min()), float(x.max()), k // 2 + 2, dtype=x.dtype, device=x.device)[1:-1]
             m = torch.cat([quantiles, spread])
             # Start each component as narrow as its neighbourhood is dense: wide starts would all merge inside a spike.
             nearest = (m[:, None] - m).abs().fill_diagonal_(float(x.max() - x.min())).min(1).values

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Generators", "check_device", "generators_for", "normal", "uniform"]
+__all__ = ["Generators", "check_device", "generator_of", "generators_for", "normal", "random_signs", "seed_of", "uniform"]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a whole batch, a sequence of B generators (one an image), or None for torch's default generator."""
@@ -30,6 +31,21 @@ def normal(shape: Sequence[int], generators: Generators, like: Tensor) -> Tensor
 def uniform(shape: Sequence[int], generators: Generators, like: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) of ``shape`` (B, …) with the dtype and device of ``like``."""
     return _draw(torch.rand, shape, generators, like)
+
+
+def random_signs(shape: Sequence[int], generators: Generators, like: Tensor) -> Tensor:
+    """Independent ±1 of ``shape`` (B, …) with the dtype and device of ``like``."""
+    return (uniform(shape, generators, like) < 0.5).to(like) * 2 - 1
+
+
+def seed_of(*labels: object) -> int:
+    """A seed that any difference in the labels changes: what is drawn for one purpose has nothing to do with what is drawn for another."""
+    return int.from_bytes(hashlib.sha256(repr(labels).encode()).digest()[:8], "big") >> 1
+
+
+def generator_of(*labels: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of its own for labels, such as a user's seed and what the numbers are for."""
+    return torch.Generator(device).manual_seed(seed_of(*labels))
 
 
 def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:

@@ -26,7 +26,7 @@ from rich.table import Table
 import anem
 from anem.hub import load, locate
 from anem.network import EnergyNetwork
-from anem.random import check_device
+from anem.random import check_device, generator_of
 
 __all__ = [
     "Context",
@@ -283,8 +283,7 @@ class Context:
 
     def generator(self, *labels: str | int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator that depends on the seed and the labels only, so that a resumed run draws what an uninterrupted one would."""
-        digest = hashlib.sha256(repr((self.seed, *labels)).encode()).digest()
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return generator_of(self.seed, *labels, device=device)
 
 
 def load_bench(name: str, benches: Mapping[str, str]) -> ModuleType:

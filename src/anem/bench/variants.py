@@ -60,12 +60,12 @@ VARIANTS = (
 
 
 class _Seen(Callback):
-    """Images seen when a run ends."""
+    """Whether a run was stopped when it ended."""
 
-    images = 0
+    interrupted = False
 
     def on_end(self, state: TrainState) -> None:
-        self.images = state.images
+        self.interrupted = state.interrupted
 
 
 def train_variant(config: TrainConfig, parts: Parts | None = None) -> EnergyNetwork:
@@ -79,7 +79,7 @@ def train_variant(config: TrainConfig, parts: Parts | None = None) -> EnergyNetw
     parts = build_parts(config) if parts is None else parts
     seen = _Seen()
     model = train(config, parts=parts, callbacks=[*default_callbacks(config), seen])
-    if seen.images < config.images:
+    if seen.interrupted:
         raise KeyboardInterrupt
     assert isinstance(model, EnergyNetwork)
     if model.config.form == "inner":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anem.blind.families import Family
 from anem.energy import EnergyModel
+from anem.random import generator_of
 
 __all__ = ["Evidence"]
 
@@ -54,7 +55,7 @@ class Evidence:
             raise ValueError(f"{self.family.name}: wanted every theta to leave the same entries measured, got masks that differ")
         values: list[Tensor] = []
         for draw in range(self.draws):
-            generator = torch.Generator(m.device).manual_seed(self.seed + draw)
+            generator = generator_of(self.seed, "unobserved", draw, device=m.device)
             seen = operator.observe(m, sigma, self.model.statistics, generator)
             values.append(seen.log_evidence(self.model.energy))
             self.calls += len(seen.y)
@@ -91,7 +92,7 @@ class Evidence:
         """
         index, found = free.nonzero()[:, 0], []
         # Neither the numbers of the draws of what is not observed, nor those that the images may come from.
-        generator = torch.Generator(self.measurement.device).manual_seed(self.seed + 1_000_003)
+        generator = generator_of(self.seed, "scores", device=self.measurement.device)
         for x in images.to(self.measurement).split(max(1, _NUMBERS // (8 * self.measurement.numel()))):
             at = (u if truth is None else truth).expand(len(x), -1)
             operator, sigma = self.family.degradation(self.family.values(at.to(x.device)))

@@ -56,7 +56,8 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; ``arguments`` default to those of the process.
 
-    Returns the exit code: 0 done, 1 a bench missed an aim, 2 unusable input (one line on stderr says what), 130 interrupted.
+    Returns the exit code: 0 done, 1 a bench or an audit missed an aim, 2 unusable input (one line on stderr says what), 130 interrupted,
+    141 nobody reads the output.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     share_the_machine()

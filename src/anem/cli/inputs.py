@@ -12,13 +12,12 @@ from torch import Tensor
 
 from anem.cli.files import RECORD
 from anem.cli.options import note
+from anem.data.readers import IMAGE_SUFFIXES
 from anem.images import from_integers, read_array, read_mask, to_tensor
 
 if TYPE_CHECKING:
     from anem.energy import EnergyModel
     from anem.operators import LinearOperator, Observation
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".npy"}
 
 CLIPPED = 0.05
 """Share of seen pixels at either end of the range from which on a picture of noise is said to be clipped."""
@@ -143,7 +142,7 @@ def expand(path: Path) -> list[Path]:
         return [path]
     if (path / RECORD).is_file():
         raise ValueError(f"{path}: wanted images, got a folder with the results of a command; name the pictures in it that are meant")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in {*IMAGE_SUFFIXES, ".npy"} and not file.name.startswith("."))
     if not found:
         raise ValueError(f"{path}: no image in this folder")
     return found

@@ -191,11 +191,11 @@ class Restore:
         self, model: EnergyModel | ConditionalNetwork, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, folder: Path
     ) -> Drawn:
         """Restorations by the method, its settings first in the record."""
-        from anem.random import generators_for
+        from anem.random import generator_of
         from anem.sample import MALA, Sampler, as_schedule
 
         if self.method != ENERGY:
-            generators = generators_for(range(self.seed, self.seed + len(measurement)), self.device)
+            generators = [generator_of(self.seed + b, self.method, device=self.device) for b in range(len(measurement))]
             settings = parse_settings(self.set)
             drawn = by_baseline(self.method, model, measurement, operator, sigma, self.steps, self.samples, settings, generators)
             return replace(drawn, record={"settings": settings, "steps": self.steps} | drawn.record)

@@ -43,12 +43,12 @@ class Train:
         from anem.train.callbacks import default_callbacks
 
         class Seen(Callback):
-            """Images seen when the run ends."""
+            """How the run ended."""
 
-            images = 0
+            images, interrupted = 0, False
 
             def on_end(self, state: TrainState) -> None:
-                self.images = state.images
+                self.images, self.interrupted = state.images, state.interrupted
 
         if self.minutes is not None and not 0 <= self.minutes < float("inf"):
             raise ValueError(f"--minutes: wanted a time >= 0 (0: no limit), got {self.minutes}")
@@ -66,4 +66,4 @@ class Train:
             print(f"anem: error: {error}", file=sys.stderr)
             return 2
         print(f"{seen.images} of {config.images} images seen; the model is in {Path(config.output) / 'model'}")
-        return 0 if seen.images >= config.images or config.max_minutes else 130
+        return 130 if seen.interrupted else 0

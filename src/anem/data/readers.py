@@ -159,8 +159,10 @@ def _read_idx_files(config: DataConfig) -> ImageData:
     files = _idx_files(path, config.part) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: no IDX images of the part {config.part!r}")
-    images, named = read_idx(files[0]), Path(str(files[0]).replace("images", "labels").replace("idx3", "idx1"))
+    images, named = read_idx(files[0]), files[0].with_name(files[0].name.replace("images", "labels").replace("idx3", "idx1"))
     labels = torch.from_numpy(read_idx(named).astype(np.int64)) if named != files[0] and named.exists() else None
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{named}: wanted a label for each of {len(images)} images, got {len(labels)}")
     return _chosen(_batched(images, str(files[0])), labels, config, str(files[0]))
 
 

@@ -1,4 +1,4 @@
-"""Data sets in memory and streamed, behind one interface: ``len``, ``batch(indices, generator)`` and ``indices_for_step``."""
+"""Data sets in memory and streamed, behind one interface: ``len``, ``batch(indices, generator)`` and ``indices``."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class ImageData:
         """
         return _intensities(self.images[indices], generator)
 
-    def indices_for_step(self, step: int, batch_size: int, seed: int) -> Tensor:
-        """Indices (batch_size,) of training step ``step``, a function of the arguments alone, so that resuming is exact.
+    def indices(self, first: int, count: int, seed: int) -> Tensor:
+        """What a training sees after its first ``first`` images, indices (count,): a function of the arguments alone.
 
-        Steps cut up an endless row of epochs, each a permutation of the data set drawn from (seed, epoch).
+        So resuming is exact. They are a piece of an endless row of epochs, each a permutation of the data set drawn from (seed, epoch).
         """
-        position = torch.arange(step * batch_size, (step + 1) * batch_size)
+        position = torch.arange(first, first + count)
         epoch = position // len(self)
         return torch.cat([self._order(seed, int(e))[position[epoch == e] % len(self)] for e in epoch.unique()])
 
@@ -84,9 +84,9 @@ class StreamedData:
         """
         return _intensities(torch.stack([self._image(int(i)) for i in indices]), generator)
 
-    def indices_for_step(self, step: int, batch_size: int, seed: int) -> Tensor:
-        """The next indices (batch_size,) in the stream's own order; ``seed`` changes nothing."""
-        return torch.arange(step * batch_size, (step + 1) * batch_size) % self._length
+    def indices(self, first: int, count: int, seed: int) -> Tensor:
+        """The next indices (count,) in the stream's own order; ``seed`` changes nothing."""
+        return torch.arange(first, first + count) % self._length
 
     def _image(self, index: int) -> Tensor:
         if index < self._position:

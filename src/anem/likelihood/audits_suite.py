@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from anem.energy import EnergyModel
 from anem.likelihood.audits import ONE_CALL, Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
 from anem.likelihood.audits_ranks import audit_ranks
 from anem.operators import LinearOperator, make_operator
+from anem.random import generator_of
 from anem.sample import Diverged, Sampler, WaterFilling
 from anem.statistics import DataStatistics
 
@@ -99,7 +99,7 @@ def family_covariances(
             as_basis(family.basis).check_size(*shape[-2:])
         except ValueError:
             continue
-        noise, generator = NoiseConfig(lambda_min=lambda_min, only=(family.name,)), _generator(seed, "family", family.name)
+        noise, generator = NoiseConfig(lambda_min=lambda_min, only=(family.name,)), generator_of(seed, "family", family.name)
         best, most = None, -1.0
         for _ in range(64):
             drawn = draw_covariances(shape, statistics, noise, generator, families).cov[:1]
@@ -143,7 +143,7 @@ def audits(
         return Covariance.white(variance, shape, basis, images.double())
 
     def source(name: str) -> torch.Generator:
-        return _generator(seed, name, device=images.device)
+        return generator_of(seed, name, device=images.device)
 
     families = {n: c.to(images.device) for n, c in family_covariances(shape, model.statistics, lambda_min, seed).items()}
     run: Callable[..., Check | list[Check]]
@@ -225,12 +225,6 @@ def _paths(white: Callable[..., Covariance], shape: tuple[int, ...]) -> dict[str
         middle = torch.where(early.to(first.values.device), last.values, first.values)
         detours[f"{name}, detour"] = [first, first.replace(middle), last]
     return detours
-
-
-def _generator(seed: int, *labels: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on the seed and the labels only."""
-    digest = hashlib.sha256(repr((seed, *labels)).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def trusted_level(figures: Iterable[tuple[str, str, str, bool | None]]) -> float | None:

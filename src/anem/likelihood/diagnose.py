@@ -12,7 +12,7 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.likelihood.chunks import chunks
 from anem.operators import LinearOperator
-from anem.random import generators_for
+from anem.random import generator_of
 from anem.statistics import VARIANCE_FLOOR
 
 __all__ = ["Comparison", "Scores", "compare", "score"]
@@ -70,7 +70,7 @@ def score(
     x, m = images.double(), measurement.double()
     if not bool(torch.isfinite(x).all()):
         raise ValueError("images: wanted finite values, got NaN or infinity")
-    generators = generators_for(range(seed, seed + len(x)), x.device)
+    generators = [generator_of(seed + b, "prior", device=x.device) for b in range(len(x))]
     cov = Covariance.white(prior_sigma**2, x.shape, like=x)
     prior, evidences = torch.zeros(len(x), dtype=x.dtype, device=x.device), []
     for _ in range(draws):

@@ -11,7 +11,7 @@ from torch import Tensor
 from anem.covariance import Covariance
 from anem.energy import EnergyModel, check_observation
 from anem.likelihood.path import anchor, anchor_log_prob
-from anem.random import Generators, uniform
+from anem.random import Generators, random_signs
 
 __all__ = ["FlowLikelihood", "flow_log_prob"]
 
@@ -50,7 +50,7 @@ def flow_log_prob(
     if probes is None:
         signs = torch.eye(z[0].numel(), dtype=z.dtype, device=z.device).reshape(-1, 1, *z.shape[1:])
     else:
-        signs = torch.stack([(uniform(z.shape, generators, z) < 0.5).to(z) * 2 - 1 for _ in range(probes)])
+        signs = torch.stack([random_signs(z.shape, generators, z) for _ in range(probes)])
     divergence = torch.zeros(len(signs), len(z), dtype=z.dtype, device=z.device)
     for i in range(steps):
         now, then = (cov.replace(cov.values * (rate * (j / steps)).exp()) for j in (i, i + 1))

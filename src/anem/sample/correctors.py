@@ -135,7 +135,8 @@ class Corrector:
         back = z + 0.5**0.5 * root * (state.gradient + proposal.gradient)
         log_ratio = proposal.log_density - state.log_density + 0.5 * (z.square() - back.square()).flatten(1).sum(1)
         accepted = noise.uniform(log_ratio).log() < log_ratio if self.adjusted else torch.ones_like(log_ratio, dtype=torch.bool)
-        return _select(accepted, proposal, state), Info(log_ratio.clamp_max(0.0).exp(), accepted)
+        chance = torch.where(log_ratio.isnan(), 0.0, log_ratio.clamp_max(0.0).exp())  # a proposal without energy is refused
+        return _select(accepted, proposal, state), Info(chance, accepted)
 
     def correct(self, model: Model, now: Evaluation, target: Target, step_size: Tensor, noise: Noise) -> Corrected:
         """All steps of one level, from the model at (x_t, Σ_t) and ε (B,)."""

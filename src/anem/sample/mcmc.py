@@ -228,10 +228,9 @@ class _Walk:
         total = torch.zeros_like(self.state.log_density)
         for _ in range(self.kernel.steps):
             self.state, info = self.kernel.step(self.model, self.state, self.target, self.tuner.step_size, self.noise)
-            accepted = torch.nan_to_num(info.acceptance, nan=0.0)  # a proposal without energy is refused
-            total = total + accepted
+            total = total + info.acceptance
             if tune:
-                self.tuner.update(accepted.unflatten(0, (self.target.chains, -1)).mean(0))
+                self.tuner.update(info.acceptance.unflatten(0, (self.target.chains, -1)).mean(0))
         return self.state.evaluation.y, self.state.log_density, total / self.kernel.steps
 
     def warm_up(self, count: int) -> None:

@@ -30,13 +30,17 @@ FORMAT = "anem-checkpoint-1"
 
 @dataclass
 class TrainState:
-    """Everything that a training step changes: ``step`` optimiser steps done, ``images`` images seen."""
+    """Everything that a training step changes: ``step`` optimiser steps done, ``images`` images seen.
+
+    ``interrupted`` says, when the run has ended, that a signal ended it early.
+    """
 
     model: nn.Module
     ema: EMA
     optimiser: torch.optim.Optimizer
     step: int = 0
     images: int = 0
+    interrupted: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: ``model.…``, ``ema.…`` and ``optimiser.MOMENT.…`` for the moments of each parameter."""

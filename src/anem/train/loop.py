@@ -1,7 +1,8 @@
 """The training loop. To resume, run the same command again.
 
-Everything random in step s derives from (seed, s, position in the batch), so an interrupted and resumed run equals an
-uninterrupted one, bit for bit on one machine, and the state is only what :class:`TrainState` holds.
+Everything random in step s derives from (seed, s, which piece of the batch), so an interrupted and resumed run equals an
+uninterrupted one, bit for bit on one machine, and the state is only what :class:`TrainState` holds. The images of a step follow those
+seen before it; so do those of a run that goes on with another ``batch_size``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from torch import Tensor, nn
 
 from anem.corruptions import NoiseBatch
 from anem.network import EnergyNetwork
-from anem.random import normal
+from anem.random import normal, seed_of
 from anem.train.callbacks import Callback, StepRecord, default_callbacks
 from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState
 from anem.train.config import TrainConfig, to_dict
 from anem.train.ema import EMA
-from anem.train.parts import Parts, build_parts, draw_held_out, fit_statistics, seed_from
+from anem.train.parts import Parts, build_parts, draw_held_out, fit_statistics
 from anem.train.step import LossModule, fast_step
 
 __all__ = ["NonFiniteLoss", "train"]
@@ -102,7 +103,7 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
     snapshot = None if (path := store.latest()) is None else Snapshot.read(path)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed_from(config.seed, "weights"))
+        torch.manual_seed(seed_of(config.seed, "weights"))
         model = parts.model(fit_statistics(config, parts.data, snapshot)).to(accelerator.device)
     fused = accelerator.device.type == "cuda"
     optimiser = torch.optim.Adam(model.parameters(), betas=config.optimiser.betas, eps=config.optimiser.epsilon, fused=fused)
@@ -125,10 +126,10 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
         (1, *parts.data.batch(torch.arange(1), torch.Generator().manual_seed(0)).shape[1:]), statistics, torch.Generator().manual_seed(0)
     )  # refused before anything is written
 
-    def draw(step: int, piece: int) -> tuple[Tensor, NoiseBatch, Tensor]:
+    def draw(step: int, seen: int, piece: int) -> tuple[Tensor, NoiseBatch, Tensor]:
         """Images, covariances and white noise of one piece of one step, a function of the arguments alone."""
-        indices = parts.data.indices_for_step(step, config.batch_size, config.seed)
-        generator = torch.Generator().manual_seed(seed_from(config.seed, step, piece))
+        indices = parts.data.indices(seen, config.batch_size, config.seed)
+        generator = torch.Generator().manual_seed(seed_of(config.seed, step, piece))
         x = parts.data.batch(indices[piece * size : (piece + 1) * size], generator)
         return x, parts.draw(tuple(x.shape), statistics, generator), normal(x.shape, generator, x)
 
@@ -157,10 +158,10 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
             losses, suspects = torch.zeros(3), []
             for k in range(config.accumulation):
                 piece = accelerator.process_index * config.accumulation + k
-                x, noise, eps = ahead.result() if ahead else draw(state.step, piece)
+                x, noise, eps = ahead.result() if ahead else draw(state.step, state.images, piece)
                 if config.capture and fast:
-                    ahead = background.submit(draw, state.step + 1, piece)
-                torch.manual_seed(seed_from(config.seed, state.step, piece, "dropout"))
+                    ahead = background.submit(draw, state.step + 1, state.images + config.batch_size, piece)
+                torch.manual_seed(seed_of(config.seed, state.step, piece, "dropout"))
                 device = accelerator.device
                 twin = None if noise.twin is None else noise.twin.to(device)
                 inputs = x.to(device), noise.cov.to(device), eps.to(device), twin
@@ -204,6 +205,7 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
             if store.due(state.step) or end:
                 checkpoint()
             if end:
+                state.interrupted = stop.is_set() and state.images < config.images
                 break
     accelerator.wait_for_everyone()
     return state.ema.model

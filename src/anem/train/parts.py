@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,13 @@ from anem.data import load_dataset
 from anem.hub import load
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
+from anem.random import seed_of
 from anem.statistics import DataStatistics
 from anem.train.checkpoint import Snapshot, load_exactly
 from anem.train.config import TrainConfig, from_dict
 from anem.train.evaluate import HeldOut
 
-__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "loss_function", "network_config", "seed_from"]
+__all__ = ["Parts", "build_parts", "draw_held_out", "fit_statistics", "loss_function", "network_config"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Parts:
 
     Arguments:
         model: statistics to an energy model with parameters.
-        data: ``len``, ``batch(indices, generator)`` to (B, C, H, W) in [0, 1], ``indices_for_step(step, batch_size, seed)``.
+        data: ``len``, ``batch(indices, generator)`` to (B, C, H, W) in [0, 1], ``indices(first, count, seed)``.
         held_out: another such data set, or None for no evaluation.
         draw: (shape, statistics, generator) to a noise batch with ``cov``, ``family`` (B,) and ``twin``, which may be None.
         families: names of the noise families.
@@ -104,7 +104,7 @@ def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) ->
             raise ValueError(f"model.start: {config.model.start!r} wants images of {wanted} channels, got {got}")
         return statistics
     n = min(len(data), config.statistics_images)
-    generator = torch.Generator().manual_seed(seed_from(config.seed, "statistics"))
+    generator = torch.Generator().manual_seed(seed_of(config.seed, "statistics"))
     return DataStatistics.fit(data.batch(torch.linspace(0, len(data) - 1, n).long(), generator))
 
 
@@ -115,8 +115,3 @@ def draw_held_out(config: TrainConfig, parts: Parts) -> HeldOut | None:
     generator = torch.Generator().manual_seed(config.evaluation.seed)
     images = parts.held_out.batch(torch.arange(n), generator)
     return HeldOut(images, parts.draw, parts.families, config.evaluation.batch_size, config.evaluation.seed)
-
-
-def seed_from(*parts: object) -> int:
-    """A seed that any difference in ``parts`` changes."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")

@@ -1,0 +1,21 @@
+"""Sources of random numbers: seeds by purpose, and draws that do not depend on batch mates."""
+
+import torch
+
+from anem.random import generator_of, random_signs, seed_of
+
+
+def test_seeds_differ_by_what_they_are_for():
+    labels = [(0,), (1,), (0, "noise"), (0, "noise", 1), (1, "noise"), ("0", "noise"), (0, 1), (1, 0), ()]
+    seeds = {seed_of(*label) for label in labels}
+    assert len(seeds) == len(labels) and all(0 <= seed < 2**63 for seed in seeds)
+    same, again, other = (torch.rand(3, generator=generator_of(*label)) for label in ((5, "a"), (5, "a"), (5, "b")))
+    assert torch.equal(same, again) and not torch.equal(same, other)
+
+
+def test_signs_are_fair_and_independent_of_the_batch():
+    like = torch.zeros((), dtype=torch.float64)
+    drawn = random_signs((40, 50), None, like)
+    assert drawn.dtype == torch.float64 and bool((drawn.abs() == 1).all()) and drawn.mean().abs() < 0.15
+    several, alone = (random_signs((len(s), 7), [generator_of(i) for i in s], like) for s in ((1, 2, 3), (2,)))
+    assert torch.equal(several[1], alone[0])
