@@ -306,10 +306,10 @@ def test_signal_writes_a_checkpoint_and_the_same_command_resumes(tmp_path, numbe
     first, second = Recorder(2, number), Recorder()
     train(config, parts=make_parts(), callbacks=[first])
     # The signal arrives while step 2 is recorded; step 3 is the next to look, and saves.
-    assert first.calls[-2:] == ["step-00000003.safetensors", "end"] and first.interrupted and not second.interrupted
+    assert first.calls[-2:] == ["step-00000003.safetensors", "end"] and first.interrupted
     assert signal.getsignal(number) is before
     model = train(config, parts=make_parts(), callbacks=[second])
-    assert [r.step for r in second.records] == [4, 5, 6]
+    assert [r.step for r in second.records] == [4, 5, 6] and not second.interrupted
     whole = train(make_config(tmp_path / "whole", 48), parts=make_parts(), callbacks=[])
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
 
