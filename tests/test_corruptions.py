@@ -1,6 +1,7 @@
 """p(Σ): every draw is a valid covariance, reproducible, and of the family it says."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from anem.bases import Mixed
 from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, box_filter, draw_covariances, gaussian_blur, motion_blur
 from anem.covariance import Covariance
 from anem.operators import GaussianBlur, MotionBlur, SuperResolution
-from anem.statistics import DataStatistics
+from anem.statistics import VARIANCE_FLOOR, DataStatistics
 from anem.variates import Variates
 
 STATISTICS = DataStatistics(1, 12, 16)
@@ -81,7 +82,7 @@ class Told(NoiseDraw):
     def rand(self, *shape):
         return torch.as_tensor(self.told.pop(0)).expand(shape)
 
-    def level(self):
+    def measured(self):
         return torch.zeros(self.shape[0], 1, 1, 1)
 
     def along_path(self, log_start):
@@ -124,9 +125,33 @@ def test_paths_are_drawn_in_equal_shares_of_start_geometric_and_water_filling():
     straight = ((path[:, 1:] - path[:, :-1]) / (ramp[1:] - ramp[:-1])).sub(
         (path[:, -1] - path[:, 0])[:, None] / (ramp[-1] - ramp[0])
     ).abs().amax(1) < 1e-3
-    assert torch.allclose(whole.float().mean(), torch.tensor(1 / 3 + (high - math.log(10.0)) / (high - low) / 3), atol=0.03)
-    assert torch.allclose(filled.float().mean(), torch.tensor((math.log(10.0) - low) / (high - low) / 3), atol=0.03)
+    above = 0.95 * math.log(30.0 / 10.0) / math.log(30.0 / VARIANCE_FLOOR)
+    assert whole.float().mean() == pytest.approx((1 + above) / 3, abs=0.03)
+    assert filled.float().mean() == pytest.approx((1 - above) / 3, abs=0.03)
     assert torch.allclose((straight & ~whole & ~filled).float().mean(), torch.tensor(1 / 3), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "inside"),
+    [
+        (1e-8, 100.0, (0.05, 0.88, 0.07)),
+        (1e-3, 100.0, (0.0, 0.88 / 0.95, 0.07 / 0.95)),
+        (1e-3, 0.1, (0.0, 1.0, 0.0)),
+        (1e-9, 1e-7, (1.0, 0.0, 0.0)),
+    ],
+)
+def test_noise_of_measurements_is_mostly_where_measurements_have_it(low, high, inside):
+    """Shares of the range below 8-bit rounding, up to 0.3 and above; log-uniform in each; one in every n-th of the whole."""
+    n = 4000
+    levels = NoiseDraw((n, 1, 4, 4), math.log(low), math.log(high), Variates(torch.Generator().manual_seed(0))).measured().flatten()
+    edges = [min(max(e, low), high) for e in (low, VARIANCE_FLOOR, 0.3, high)]
+    assert levels.min() >= math.log(low) - 1e-5 and levels.max() <= math.log(high) + 1e-5
+    for (a, b), share in zip(pairwise(edges), inside, strict=True):
+        here = levels[(levels > math.log(a)) & (levels <= math.log(b))]
+        assert len(here) / n == pytest.approx(share, abs=0.002)
+        if share:
+            assert here.mean() == pytest.approx((math.log(a) + math.log(b)) / 2, abs=0.02)
+            assert here.std() == pytest.approx(math.log(b / a) / 12**0.5, rel=0.02)
 
 
 def test_block_families_are_dropped_where_they_do_not_fit():

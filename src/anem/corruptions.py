@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from anem.bases import BlockDCT, Mixed, as_basis
 from anem.covariance import Covariance
 from anem.operators import BoxMean, GaussianBlur, MotionBlur
-from anem.statistics import DataStatistics
+from anem.statistics import VARIANCE_FLOOR, DataStatistics
 from anem.variates import Variates
 
 __all__ = ["FAMILIES", "Family", "NoiseBatch", "NoiseConfig", "NoiseDraw", "draw_covariances"]
@@ -43,8 +44,23 @@ class NoiseDraw:
         return self.variates.uniform(shape)
 
     def level(self) -> Tensor:
-        """A log-variance for each image, (n, 1, 1, 1): uniform in [low, high], stratified over the n images."""
-        return self.low + (self.high - self.low) * self.variates.stratified((self.shape[0], 1, 1, 1))
+        """A log-variance for each image, (n, 1, 1, 1), stratified over the n images: uniform, but seldom below that of 8-bit rounding."""
+        return self._uniform_between((VARIANCE_FLOOR,), (0.05, 0.95))
+
+    def measured(self) -> Tensor:
+        """The same for the noise of a measurement, which is seldom above 0.3 either: more of it leaves little to see."""
+        return self._uniform_between((VARIANCE_FLOOR, 0.3), (0.05, 0.88, 0.07))
+
+    def _uniform_between(self, variances: Sequence[float], shares: Sequence[float]) -> Tensor:
+        """Log-variances uniform between low, those of the given variances inside the range, and high, each piece with its share."""
+        edges = [self.low, *(min(max(math.log(v), self.low), self.high) for v in variances), self.high]
+        pieces = [(b - a, share) for (a, b), share in zip(pairwise(edges), shares, strict=True) if b > a]
+        left = self.variates.stratified((self.shape[0], 1, 1, 1)) * sum(share for _, share in pieces)
+        level = torch.full_like(left, self.low)
+        for width, share in pieces:
+            level = level + width * (left / share).clamp(0, 1)
+            left = left - share
+        return level
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Pixel coordinates, (1, 1, H, 1) and (1, 1, 1, W)."""
@@ -61,15 +77,16 @@ class NoiseDraw:
         return torch.where(self.rand(n, 1, 1, 1) < 0.25, apart, together)
 
     def two_levels(self, hidden: Tensor) -> Tensor:
-        """Independent levels where ``hidden`` and elsewhere; for a quarter of the images hidden means λ_max."""
+        """Any level where ``hidden``, λ_max for a quarter of the images, and elsewhere one of a measurement."""
         inside = torch.where(self.rand(self.shape[0], 1, 1, 1) < 0.25, torch.tensor(self.high), self.level())
-        return torch.where(hidden, inside, self.level())
+        return torch.where(hidden, inside, self.measured())
 
     def along_path(self, log_start: Tensor) -> Tensor:
         """In equal shares: λ_T; a point of the geometric path from it towards min(λ_0, λ_T); of the water-filling path, min(λ_T, θ)."""
         n = self.shape[0]
         start = log_start.clamp(self.low, self.high)
-        end = torch.minimum(self.low + (math.log(1e-5) - self.low) * self.rand(n, 1, 1, 1), start)
+        least = max(self.low, math.log(VARIANCE_FLOOR))  # λ_0 of a sampler, unless it is told another
+        end = torch.minimum(least + (math.log(1e-5) - least) * self.rand(n, 1, 1, 1), start)
         geometric = start + self.rand(n, 1, 1, 1) * (end - start)
         filled = torch.minimum(start, self.level())
         kind = self.rand(n, 1, 1, 1)
@@ -142,7 +159,7 @@ def level_map(draw: NoiseDraw) -> Tensor:
 
 def _blurred(draw: NoiseDraw, response: Tensor) -> Tensor:
     """log σ²/|h|² of a convolution with the frequency response h, then along the path."""
-    return draw.along_path(draw.level() - 2 * response.abs().clamp_min(1e-12).log())
+    return draw.along_path(draw.measured() - 2 * response.abs().clamp_min(1e-12).log())
 
 
 def gaussian_blur(draw: NoiseDraw) -> Tensor:
