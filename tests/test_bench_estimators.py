@@ -17,7 +17,7 @@ from anem.bench.estimators import Size
 from anem.bench.harness import run_bench
 from anem.bench.turns import Clock, Contender, Record, spend
 from anem.corruptions import NoiseConfig, draw_covariances
-from anem.losses import dual_score_loss
+from anem.losses import LossConfig, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 from anem.train import train
@@ -25,7 +25,7 @@ from anem.train.config import CheckpointConfig
 from anem.train.parts import build_parts
 
 SMALL = NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=2, embedding=4)
-LOSS = partial(dual_score_loss, balance=0.5, collective=0.05, discount=2.0, calibration=0.003)
+LOSS = partial(dual_score_loss, config=LossConfig(balance=0.5))
 
 
 @pytest.fixture(scope="module")

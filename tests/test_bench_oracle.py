@@ -16,6 +16,7 @@ from anem.corruptions import NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import ImageData
 from anem.gaussian import Gaussian, make_mixture, make_skewed
+from anem.losses import LossConfig
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 from anem.train import TrainConfig
@@ -116,9 +117,9 @@ def test_every_image_is_seen_once():
 
 
 def test_variants_differ_in_what_their_names_say():
-    base = TrainConfig(output="runs/x", weight=1.0, balance=0.5, collective=0.1)
+    base = TrainConfig(output="runs/x", weight=1.0, loss=LossConfig(balance=0.5, collective=0.1))
     configs = {v.name: v.config(base, 64) for v in VARIANTS}
-    assert {n: (c.weight, c.balance, c.collective, c.model.overrides["form"]) for n, c in configs.items()} == {
+    assert {n: (c.weight, c.loss.balance, c.loss.collective, c.model.overrides["form"]) for n, c in configs.items()} == {
         "default": (1.0, 0.5, 0.1, "anchored"),
         "weight-1-over-d": (1 / 64, 0.5, 0.1, "anchored"),
         "weight-0": (0.0, 0.5, 0.1, "anchored"),

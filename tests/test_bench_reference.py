@@ -6,7 +6,7 @@ import torch
 from anem.bases import Fourier, Mixed, Pixel
 from anem.bench.reference import ComplexFourier, PlainNetwork, plain_basis
 from anem.corruptions import NoiseConfig, draw_covariances
-from anem.losses import dual_score_loss
+from anem.losses import LossConfig, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 
@@ -51,7 +51,7 @@ def test_energy_and_gradients_are_the_same(changes, generator):
 def test_losses_and_their_gradients_are_the_same(changes, generator):
     model, plain, x = networks(changes)
     cov, noise = draws(model, x, generator)
-    losses = [dual_score_loss(m, x, cov, noise, balance=0.5) for m in (model, plain)]
+    losses = [dual_score_loss(m, x, cov, noise, config=LossConfig.plain(balance=0.5)) for m in (model, plain)]
     torch.testing.assert_close(losses[0].total, losses[1].total, rtol=1e-10, atol=0)
     for term in losses:
         term.total.backward()

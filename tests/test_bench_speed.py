@@ -16,6 +16,7 @@ from anem.bench.speed_recorded import _a_dsm_loss, recorded_steps, rounded_train
 from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
 from anem.losses import dual_score_loss
 from anem.network import NetworkConfig
+from anem.random import generator_of
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_sweep_is_one_energy_a_cell(workload):
     values = evidence.grid(grid)
     assert grid.shape == (20, 2) and evidence.calls == 20
     operator, sigma = evidence.family.degradation(evidence.family.values(grid))
-    seen = operator.observe(workload.x[:1], sigma, workload.model.statistics, torch.Generator().manual_seed(0))
+    seen = operator.observe(workload.x[:1], sigma, workload.model.statistics, generator_of(0, "unobserved", 0))
     torch.testing.assert_close(values, workload.model.log_prob(seen.y, seen.cov) + seen.log_evidence_terms)
 
 

@@ -10,7 +10,7 @@ from anem.corruptions import FAMILIES, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import DataConfig
 from anem.gaussian import Gaussian
-from anem.losses import dual_score_loss
+from anem.losses import LossConfig, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig, TrainingGradients
 from anem.statistics import DataStatistics
 from anem.train import TrainConfig, train
@@ -57,7 +57,7 @@ def white_data(n: int, c: float = 0.3, seed: int = 0):
 
 def contrast_of(model, x, cov, noise, twin) -> torch.Tensor:
     """The term alone."""
-    with_it, without = (dual_score_loss(model, x, cov, noise, 0.0, contrast=w, twin=twin).total for w in (1.0, 0.0))
+    with_it, without = (dual_score_loss(model, x, cov, noise, 0.0, LossConfig.plain(contrast=w), twin=twin).total for w in (1.0, 0.0))
     return with_it - without
 
 
@@ -191,7 +191,7 @@ def test_far_mistakes_grow_as_their_logarithm():
 def test_contrast_wants_twins():
     x, cov, noise, _ = white_data(2)
     with pytest.raises(ValueError, match="contrast: wanted a twin of every covariance, got none"):
-        dual_score_loss(Exact(), x, cov, noise, contrast=0.1)
+        dual_score_loss(Exact(), x, cov, noise, config=LossConfig.plain(contrast=0.1))
 
 
 def test_its_gradient_equals_finite_differences():
@@ -201,7 +201,7 @@ def test_its_gradient_equals_finite_differences():
 
     def value() -> torch.Tensor:
         x, cov, noise, twin = data
-        return dual_score_loss(model, x, cov, noise, 0.0, contrast=1.0, twin=twin).total
+        return dual_score_loss(model, x, cov, noise, 0.0, LossConfig.plain(contrast=1.0), twin=twin).total
 
     gradients = torch.autograd.grad(value(), parameters)
     slope = sum(float((g * v).sum()) for g, v in zip(gradients, direction, strict=True))
@@ -218,7 +218,7 @@ def test_its_gradient_equals_finite_differences():
 
 
 def loss(model, x, cov, noise, weight, twin=None):
-    return dual_score_loss(model, x, cov, noise, weight, balance=1.0, contrast=0.1, twin=twin)
+    return dual_score_loss(model, x, cov, noise, weight, LossConfig.plain(balance=1.0, contrast=0.1), twin=twin)
 
 
 def test_a_recorded_step_takes_twins():
@@ -248,7 +248,7 @@ def test_training_draws_twins_if_contrast_has_a_weight(tmp_path, monkeypatch):
             output=str(tmp_path / str(contrast)),
             images=16,
             batch_size=8,
-            contrast=contrast,
+            loss=LossConfig(contrast=contrast),
             statistics_images=64,
             device="cpu",
             model=ModelConfig("tiny", {"channels": [4, 8], "embedding": 4, "rounds": 1}),
@@ -266,4 +266,4 @@ def test_training_draws_twins_if_contrast_has_a_weight(tmp_path, monkeypatch):
 
 def test_a_negative_weight_is_refused():
     with pytest.raises(ValueError, match="contrast: wanted a finite number >= 0, got -1"):
-        TrainConfig(contrast=-1.0)
+        LossConfig(contrast=-1.0)

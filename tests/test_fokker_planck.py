@@ -6,7 +6,7 @@ import torch
 from anem.bases import as_basis
 from anem.covariance import Covariance
 from anem.gaussian import make_power_law_gaussian, make_skewed
-from anem.losses import dual_score_loss, fokker_planck_residuals
+from anem.losses import LossConfig, fokker_planck_residuals
 
 
 def hadamard(batch):
@@ -69,4 +69,4 @@ def test_products_of_two_probes_have_the_mean_of_the_square(generator):
 
 def test_another_term_is_refused():
     with pytest.raises(ValueError, match="covariance_term: wanted one of matching"):
-        dual_score_loss(None, None, None, None, covariance_term="hutchinson")
+        LossConfig(covariance_term="hutchinson")

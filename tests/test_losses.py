@@ -6,7 +6,7 @@ import torch
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.gaussian import Gaussian
-from anem.losses import _excess_variance, _misprojection, dual_score_loss
+from anem.losses import LossConfig, _excess_variance, _misprojection, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig, TrainingGradients
 from anem.statistics import DataStatistics
 
@@ -89,7 +89,7 @@ def test_parameter_gradient_of_the_loss_equals_finite_differences(term):
     settings = {} if term is None else {"balance": 0.5, "collective": 0.05, "discount": 2.0, "covariance_term": term}
 
     def total():
-        return dual_score_loss(model, x, cov, noise, generators=torch.Generator().manual_seed(1), **settings).total
+        return dual_score_loss(model, x, cov, noise, config=LossConfig.plain(**settings), generators=torch.Generator().manual_seed(1)).total
 
     total().backward()
     direction = [torch.randn_like(p) for p in model.parameters()]
@@ -111,7 +111,7 @@ def test_discount_divides_the_covariance_terms_by_the_coherence_of_what_is_hidde
     one[..., 0, 0] = 1e9
     for values, share in ((torch.full_like(x, 0.1), 1.0), (one, 48.0**-2)):
         cov = Covariance(values, "fourier")
-        plain, less = (dual_score_loss(model, x, cov, noise, discount=d) for d in (0.0, 2.0))
+        plain, less = (dual_score_loss(model, x, cov, noise, config=LossConfig.plain(discount=d)) for d in (0.0, 2.0))
         assert torch.allclose(less.total - less.a_dsm.mean(), share * (plain.total - plain.a_dsm.mean()), rtol=1e-3)
 
 
@@ -149,7 +149,7 @@ def test_calibration_is_a_bounded_function_of_what_is_off_and_leaves_the_error_a
     model, x = white_gaussian(), torch.zeros(1, 1, 6, 8, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cov = Covariance.white(0.1, x.shape, like=x)
-    plain, more = (dual_score_loss(model, x, cov, noise, calibration=w).total for w in (0.0, 0.5))
+    plain, more = (dual_score_loss(model, x, cov, noise, config=LossConfig.plain(calibration=w)).total for w in (0.0, 0.5))
     a = model.statistics.variance_in(cov.basis, 6, 8, x) / (model.statistics.variance_in(cov.basis, 6, 8, x) + 0.1)
     gradients = model.differentiable_gradients(0.1**0.5 * noise, cov)
     z2 = _excess_variance(gradients, cov, noise).sum() ** 2 / (2 * (a**2).sum())
@@ -184,7 +184,7 @@ def test_projection_is_a_bounded_square_along_a_direction_held_fixed():
     model, x = white_gaussian(), torch.zeros(1, 1, 6, 8, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cov = Covariance.white(0.1, x.shape, like=x)
-    plain, more = (dual_score_loss(model, x, cov, noise, projection=w).total for w in (0.0, 0.5))
+    plain, more = (dual_score_loss(model, x, cov, noise, config=LossConfig.plain(projection=w)).total for w in (0.0, 0.5))
     c = model.statistics.variance_in(cov.basis, 6, 8, x)
     a = c / (c + 0.1)
     s = 0.1**0.5 * model.differentiable_gradients(0.1**0.5 * noise, cov).grad_coordinates
@@ -209,7 +209,7 @@ def test_projection_counts_an_image_by_the_evenness_of_its_noise(basis):
     values = torch.full_like(x, 0.05)
     values[1, :, :3] *= 9
     cov = Covariance(values, basis)
-    plain, more = (dual_score_loss(model, x, cov, noise, projection=w).total for w in (0.0, 0.5))
+    plain, more = (dual_score_loss(model, x, cov, noise, config=LossConfig.plain(projection=w)).total for w in (0.0, 0.5))
     c = model.statistics.variance_in(cov.basis, 6, 8, x)
     s = values.sqrt() * model.differentiable_gradients(values.sqrt() * noise, cov).grad_coordinates
     each = _misprojection(s, noise, c / (c + values))
@@ -224,16 +224,18 @@ def test_the_bound_changes_nothing_below_it_and_divides_the_pull_of_a_useless_im
     parts = [dual_score_loss(model, x[i : i + 1], cov.replace(cov.values[i : i + 1]), noise[i : i + 1]).total for i in range(2)]
     assert parts[0] < 5 < 100 < parts[1]
     for bound in (5.0, 50.0):
-        both = dual_score_loss(model, x, cov, noise, bound=bound).total
+        both = dual_score_loss(model, x, cov, noise, config=LossConfig.plain(bound=bound)).total
         assert torch.allclose(both, (parts[0] + bound * (1 + (parts[1] / bound).log())) / 2)
-    assert torch.equal(dual_score_loss(model, x, cov, noise, bound=1e9).total, dual_score_loss(model, x, cov, noise).total)
+    assert torch.equal(
+        dual_score_loss(model, x, cov, noise, config=LossConfig.plain(bound=1e9)).total, dual_score_loss(model, x, cov, noise).total
+    )
 
     network = EnergyNetwork(NetworkConfig.preset("tiny"), DataStatistics.fit(torch.rand(32, 1, 8, 8)))
     pulls = []
     for bound in (0.0, 1e-3):  # every loss is above the second
         network.zero_grad()
         y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-        total = dual_score_loss(network, y, Covariance.white(0.1, y.shape), torch.ones_like(y), bound=bound)
+        total = dual_score_loss(network, y, Covariance.white(0.1, y.shape), torch.ones_like(y), config=LossConfig.plain(bound=bound))
         total.total.backward()
         pulls.append((total.total.detach(), network.unet.enter.weight.grad.clone()))
     assert torch.allclose(pulls[1][1], pulls[0][1] * 1e-3 / pulls[0][0], rtol=1e-4)

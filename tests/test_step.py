@@ -10,7 +10,7 @@ from torch import nn
 import anem.nn.recorded
 import anem.train.step
 from anem.corruptions import NoiseConfig, draw_covariances
-from anem.losses import dual_score_loss
+from anem.losses import LossConfig, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.nn.recorded import cpp_compiler
 from anem.random import normal
@@ -29,7 +29,7 @@ def images(seed: int) -> torch.Tensor:
 
 
 def loss(model, x, cov, noise, weight):
-    return dual_score_loss(model, x, cov, noise, weight, balance=1.0, collective=0.05, discount=2.0, calibration=0.003)
+    return dual_score_loss(model, x, cov, noise, weight, LossConfig())
 
 
 def module(dtype: torch.dtype = torch.float64, **changes) -> LossModule:

@@ -102,7 +102,7 @@ def test_the_projects_own_configs_are_valid(path):
         ("weight = nan", "weight: wanted a finite number >= 0, got nan"),
         ("[log]\nsteps = 0", "log.steps: wanted >= 1, got 0"),
         ("[optimiser]\nlearning_rate = nan", "optimiser.learning_rate: wanted a finite number > 0, got nan"),
-        ("covariance_term = 'none'", "covariance_term: wanted"),
+        ("[loss]\ncovariance_term = 'none'", "covariance_term: wanted"),
         ("images = ", "not a TOML file"),
     ],
 )

@@ -1,14 +1,15 @@
-"""Anisotropic denoising and covariance score matching (design of the paper's eqs. for A-DSM and A-CSM, per dimension).
+"""Anisotropic denoising score matching (A-DSM) and covariance score matching (A-CSM), per dimension.
 
 The second may be replaced by slices of itself, or by the residual of the Fokker–Planck equation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +21,66 @@ from anem.energy import EnergyModel
 from anem.network import EnergyNetwork, TrainingGradients
 from anem.random import Generators, random_signs
 
-__all__ = ["CovarianceTerm", "LossTerms", "dual_score_loss", "fokker_planck_residuals"]
+__all__ = ["PLAIN", "CovarianceTerm", "LossConfig", "LossTerms", "dual_score_loss", "fokker_planck_residuals"]
 
 CovarianceTerm = Literal["matching", "sliced", "fokker_planck"]
-"""What teaches the energy how it depends on Σ, see :func:`dual_score_loss`."""
+"""What teaches the energy how it depends on Σ, see :class:`LossConfig`."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The terms of :func:`dual_score_loss` and what they weigh; :meth:`plain` is without those that are ours.
+
+    Arguments:
+        balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
+        collective: weight of (Σ_k u_k r_k)²/Σ_k u_k², r the covariance residual, for u = a and 1 − a: what is observed and what is not,
+            scaled as a whole. The mean of r over an image is known d times better than one r_k, and it is what log Z integrates; a bias
+            of it of 0.02 nats/dim is invisible in the mean of r².
+        discount: power of the coherence of the hidden part λ/(λ + c̄) by which the covariance terms of an image are divided.
+        calibration: weight of 9 log(1 + z²/9), z = Σ_k u_k (V_k − (x − D)²_k)/λ_k / √(2 Σ_k (u_k a_k)²): the one-call posterior variance V
+            against the squared error it predicts, summed over an image, for u = 1 and 1/(a + 0.01). Above the data variance V/λ = a + O(a²)
+            is a small difference of numbers that the other terms know to 10⁻² or so; the target is held fixed.
+        projection: weight of 9 log(1 + z²/9), z = Σ_k u_k (ε_k − s_k)/√(Σ_k u_k² a_k), s = √λ B∇U the predicted noise, along u = s and
+            s/(a + 0.01), both held fixed. The best s is the projection of ε, at right angles to what is left of it in every direction that
+            y decides. s too small by 1 % costs A-DSM 10⁻⁴, and the slope of the energy in log λ half of that 1 %. An image counts by the
+            evenness of its λ, their geometric over their arithmetic mean: where few coordinates hide much, one direction would decide.
+        bound: β; what one image adds grows as β(1 + log(L/β)) above it, so that the few Σ under which the network is useless (L up to
+            10⁵, while learned ones are of order 1) do not decide the direction of a step. Below it nothing changes; 0 for no bound.
+        contrast: weight of −log [e^{−U(y, Σ)}/(e^{−U(y, Σ)} + e^{−U(y, Σ′)})], Σ′ its ``twin``: the log-loss of telling which of the two
+            made the noise. The other terms see y with its own Σ only; a search over Σ asks about any. In nats; above 10 it grows as the
+            logarithm, as with ``bound``. Costs one more energy and its gradient a step.
+        covariance_term: "matching" is A-CSM. "sliced" has (z · √b r)²/d, z random signs, for the mean of b r². "fokker_planck" has for r
+            that of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean it is; single
+            products may be negative, and a step takes about 2.7 times as long.
+
+    Raises:
+        ValueError: a negative or infinite weight, another ``covariance_term``.
+    """
+
+    balance: float = 1.0
+    collective: float = 0.05
+    discount: float = 2.0
+    calibration: float = 0.003
+    projection: float = 0.0
+    bound: float = 0.0
+    contrast: float = 0.0
+    covariance_term: CovarianceTerm = "matching"
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.name != "covariance_term"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"loss.{name}: wanted a finite number >= 0, got {getattr(self, name)}")
+        if self.covariance_term not in get_args(CovarianceTerm):
+            raise ValueError(f"loss.covariance_term: wanted one of {', '.join(get_args(CovarianceTerm))}, got {self.covariance_term!r}")
+
+    @classmethod
+    def plain(cls, **terms: Any) -> LossConfig:
+        """The paper's two terms, weighed by likelihood, and ``terms`` by name."""
+        return replace(cls(balance=0.0, collective=0.0, discount=0.0, calibration=0.0), **terms)
+
+
+PLAIN = LossConfig.plain()
+"""The paper's loss, with w = 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +99,10 @@ def dual_score_loss(
     cov: Covariance,
     noise: Tensor,
     weight: float = 1.0,
-    balance: float = 0.0,
-    collective: float = 0.0,
-    discount: float = 0.0,
-    calibration: float = 0.0,
-    projection: float = 0.0,
-    bound: float = 0.0,
-    contrast: float = 0.0,
-    covariance_term: CovarianceTerm = "matching",
-    generators: Generators = None,
+    config: LossConfig = PLAIN,
+    *,
     twin: Covariance | None = None,
+    generators: Generators = None,
 ) -> LossTerms:
     """(1/d) Σ_k b_k (√λ_k (B∇U)_k − ε_k)² + w (1/d) Σ_k b_k (∂U/∂ℓ_k − ½(1 − ε_k²))², averaged over the batch.
 
@@ -65,41 +116,23 @@ def dual_score_loss(
     Arguments:
         x: clean images, (B, C, H, W). cov: Σ of each.
         noise: ε, the white noise *drawn*, in basis coordinates (B, C, H, W): y = x + Bᵀ√λ ε. Recovering it from y − x would lose digits.
-        collective: weight of (Σ_k u_k r_k)²/Σ_k u_k², r the covariance residual, for u = a and 1 − a: what is observed and what is not,
-            scaled as a whole. The mean of r over an image is known d times better than one r_k, and it is what log Z integrates; a bias
-            of it of 0.02 nats/dim is invisible in the mean of r².
-        discount: power of the coherence of the hidden part λ/(λ + c̄) by which the covariance terms of an image are divided.
-        calibration: weight of 9 log(1 + z²/9), z = Σ_k u_k (V_k − (x − D)²_k)/λ_k / √(2 Σ_k (u_k a_k)²): the one-call posterior variance V
-            against the squared error it predicts, summed over an image, for u = 1 and 1/(a + 0.01). Above the data variance V/λ = a + O(a²)
-            is a small difference of numbers that the other terms know to 10⁻² or so; the target is held fixed.
-        projection: weight of 9 log(1 + z²/9), z = Σ_k u_k (ε_k − s_k)/√(Σ_k u_k² a_k), s = √λ B∇U the predicted noise, along u = s and
-            s/(a + 0.01), both held fixed. The best s is the projection of ε, at right angles to what is left of it in every direction that
-            y decides. s too small by 1 % costs A-DSM 10⁻⁴, and the slope of the energy in log λ half of that 1 %. An image counts by the
-            evenness of its λ, their geometric over their arithmetic mean: where few coordinates hide much, one direction would decide.
-        contrast: weight of −log [e^{−U(y, Σ)}/(e^{−U(y, Σ)} + e^{−U(y, Σ′)})], Σ′ its ``twin``: the log-loss of telling which of the two
-            made the noise. The other terms see y with its own Σ only; a search over Σ asks about any. In nats; above 10 it grows as the
-            logarithm, as with ``bound``.
-        bound: β; what one image adds grows as β(1 + log(L/β)) above it, so that the few Σ under which the network is useless (L up to
-            10⁵, while learned ones are of order 1) do not decide the direction of a step. Below it nothing changes; 0 for no bound.
-        balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
         weight: w; 1/d is the paper's, 0 leaves the energy's dependence on Σ untrained, and costs nothing.
-        covariance_term: "matching" is the above. "sliced" has (z · √b r)²/d, z random signs, for the mean of b r². "fokker_planck"
-            has for r that of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean
-            it is; single products may be negative.
+        config: the terms.
         twin: Σ′ of each, exchangeable with Σ (:func:`anem.corruptions.draw_covariances`) and in its basis; wanted for ``contrast`` alone.
         generators: of z and the probes; the draws of one image do not depend on the others' if it is one an image.
 
     Raises:
-        ValueError: another ``covariance_term``; ``contrast`` without twins.
+        ValueError: ``contrast`` without twins.
+
+    Source: Zilberstein et al., arXiv 2605.15487, the losses of anisotropic denoising and covariance score matching; the rest is ours
+    (docs/mathematics.md).
     """
-    if contrast and twin is None:
+    if config.contrast and twin is None:
         raise ValueError("contrast: wanted a twin of every covariance, got none")
-    if covariance_term not in get_args(CovarianceTerm):
-        raise ValueError(f"covariance_term: wanted one of {', '.join(get_args(CovarianceTerm))}, got {covariance_term!r}")
     rho = model.statistics.residual(x, cov.basis) + cov.values.sqrt() * noise
     # For a real signal k and −k share one variance: half the target's variance is averaged away.
     target = 0.5 * (1 - cov.basis.symmetrise(noise.square()))
-    if weight and covariance_term == "fokker_planck":
+    if weight and config.covariance_term == "fokker_planck":
         gradients, pair = fokker_planck_residuals(model, rho, cov, [random_signs(rho.shape, generators, rho) for _ in range(2)])
     else:
         gradients = model.differentiable_gradients(rho, cov)
@@ -107,35 +140,46 @@ def dual_score_loss(
     denoising = (cov.values.sqrt() * gradients.grad_coordinates - noise).square()
     c = model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
     a = c / (c + cov.values)
-    b = (a + 1e-3).pow(-balance)
+    b = (a + 1e-3).pow(-config.balance)
     total = (b * denoising).flatten(1).mean(1)
-    if projection:
-        total = total + projection * _evenness(cov.values) * _misprojection(cov.values.sqrt() * gradients.grad_coordinates, noise, a)
+    if config.projection:
+        total = total + config.projection * _evenness(cov.values) * _misprojection(cov.values.sqrt() * gradients.grad_coordinates, noise, a)
     if weight:
         first, second = (b.sqrt() * r for r in pair)
-        if covariance_term == "sliced":
-            z = random_signs(rho.shape, generators, rho)
-            matched = _dot(z, first) * _dot(z, second) / rho[0].numel()
-        else:
-            matched = (first * second).flatten(1).mean(1)
-        for u in (a, 1 - a) if collective else ():
-            matched = matched + collective * _dot(u, first) * _dot(u, second) / _dot(u, u)
-        if calibration:
-            excess = _excess_variance(gradients, cov, noise)
-            for u in (torch.ones_like(a), 1 / (a + 0.01)):
-                off = _dot(u, excess).square() / (2 * _dot(u * a, u * a))
-                matched = matched + calibration * _bounded_square(off)
-        if discount:
+        matched = _matched(config, first, second, a, generators)
+        if config.calibration:
+            matched = matched + config.calibration * _miscalibration(gradients, cov, noise, a)
+        if config.discount:
             hidden = cov.values / (cov.values + c.mean((2, 3), keepdim=True))
-            matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-discount)
+            matched = matched * coherence(cov.basis, hidden).mean((1, 2, 3)).pow(-config.discount)
         total = total + weight * matched
-    if contrast and twin is not None:
+    if config.contrast and twin is not None:
         mistaken = softplus(gradients.energy - model.differentiable_energy(rho, twin))
-        total = total + contrast * _slow_above(mistaken, 10.0)
-    if bound:
-        total = _slow_above(total, bound)
+        total = total + config.contrast * _slow_above(mistaken, 10.0)
+    if config.bound:
+        total = _slow_above(total, config.bound)
     a_csm = (gradients.grad_logvar.detach() - target).square()
     return LossTerms(total.mean(), denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
+
+
+def _matched(config: LossConfig, first: Tensor, second: Tensor, a: Tensor, generators: Generators) -> Tensor:
+    """The mean of r² over an image from two estimates of r (one twice if it is exact), and the collective terms, (B,)."""
+    if config.covariance_term == "sliced":
+        z = random_signs(first.shape, generators, first)
+        matched = _dot(z, first) * _dot(z, second) / first[0].numel()
+    else:
+        matched = (first * second).flatten(1).mean(1)
+    for u in (a, 1 - a) if config.collective else ():
+        matched = matched + config.collective * _dot(u, first) * _dot(u, second) / _dot(u, u)
+    return matched
+
+
+def _miscalibration(gradients: TrainingGradients, cov: Covariance, noise: Tensor, a: Tensor) -> Tensor:
+    """Bounded squares of the one-call variance less the squared error, summed over an image, in units of their deviation, (B,)."""
+    excess, total = _excess_variance(gradients, cov, noise), a.new_zeros(len(a))
+    for u in (torch.ones_like(a), 1 / (a + 0.01)):
+        total = total + _bounded_square(_dot(u, excess).square() / (2 * _dot(u * a, u * a)))
+    return total
 
 
 def _evenness(values: Tensor) -> Tensor:

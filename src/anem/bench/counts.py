@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
-from anem.losses import dual_score_loss
+from anem.losses import LossConfig, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Observation
 from anem.sample import Geometric, Noise, as_kernel, run_chain
@@ -34,6 +34,10 @@ from anem.train.parts import loss_function
 __all__ = ["STEPS", "Counts", "Workload", "count", "differences", "make_workload"]
 
 _HEAVY = ("convolution", "mm", "bmm", "addmm", "baddbmm")
+
+
+TIMED_LOSS = LossConfig.plain(balance=0.5)
+"""The terms of a step that is counted or timed: the two of the paper, coordinates weighed."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,14 @@ class Workload:
         """Loss and gradients of all parameters, without the optimiser; of another model with the same inputs if given."""
         model = model or self.model
         model.zero_grad(set_to_none=True)
-        total = dual_score_loss(model, self.x, self.cov, self.noise, weight, 0.5).total
+        total = dual_score_loss(model, self.x, self.cov, self.noise, weight, TIMED_LOSS).total
         total.backward()
         return float(total.detach())
 
     def configured_step(self, config: TrainConfig) -> None:
         """Loss and gradients of a training with this configuration."""
         self.model.zero_grad(set_to_none=True)
-        twin = {"twin": self.twin} if config.contrast else {}
+        twin = {"twin": self.twin} if config.loss.contrast else {}
         loss_function(config)(self.model, self.x, self.cov, self.noise, config.weight, **twin).total.backward()
 
     def sampling_step(self, model: EnergyModel | None = None) -> Tensor:
@@ -189,7 +193,7 @@ def make_workload(config: NetworkConfig, batch: int = 32, side: int = 28, colour
 STEPS: dict[str, Callable[[Workload], object]] = {
     "training": Workload.train_step,
     "training, all of the default loss": lambda w: w.configured_step(TrainConfig()),
-    "training, contrast too": lambda w: w.configured_step(TrainConfig(contrast=0.1)),
+    "training, contrast too": lambda w: w.configured_step(TrainConfig(loss=LossConfig(contrast=0.1))),
     "sampling": Workload.sampling_step,
     "network call": lambda w: w.model(w.y, w.cov),
     "energy": lambda w: w.model.log_prob(w.y, w.cov),

@@ -67,7 +67,7 @@ class Variant:
     def contender(self, base: TrainConfig, parts: Parts) -> Contender:
         """``base`` for this variant, in a folder of its own in ``base.output``."""
         output = Path(base.output, self.name.replace(" ", "-"))
-        config = replace(base, output=str(output), covariance_term=self.term, weight=self.weight)
+        config = replace(base, output=str(output), loss=replace(base.loss, covariance_term=self.term), weight=self.weight)
         loss = loss_function(config)
         return Contender(self.name, config, replace(parts, loss=partial(self.wrap, loss, PART) if self.wrap else loss))
 

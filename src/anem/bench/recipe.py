@@ -48,7 +48,7 @@ from anem.covariance import Covariance
 from anem.data import load_dataset, mnist
 from anem.energy import EnergyModel
 from anem.likelihood import immse_slope
-from anem.losses import dual_score_loss
+from anem.losses import PLAIN, dual_score_loss
 from anem.train import NonFiniteLoss, Parts, TrainConfig
 from anem.train.config import CheckpointConfig, EMAConfig, EvaluationConfig, LogConfig, OptimiserConfig, to_dict
 from anem.train.evaluate import HeldOut
@@ -107,7 +107,7 @@ def contenders(context: Context, size: Size) -> list[Contender]:
     )
     parts = build_parts(ours)
     dimension = parts.data.batch(torch.zeros(1, dtype=torch.long), None).numel()
-    paper = replace(ours, weight=1 / dimension, balance=0.0, collective=0.0, discount=0.0, calibration=0.0, projection=0.0, contrast=0.0)
+    paper = replace(ours, weight=1 / dimension, loss=PLAIN)
     rates = {
         "recipe at 2e-4": replace(ours.optimiser, learning_rate=2e-4, betas=(0.9, 0.999), warmup_images=0, decay="constant"),
         "recipe at 1e-3": replace(ours.optimiser, learning_rate=1e-3),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anem.bench.counts import Workload, count
+from anem.bench.counts import TIMED_LOSS, Workload, count
 from anem.bench.harness import Context
 from anem.bench.reference import PlainNetwork, PlainUNet
 from anem.bench.speed_step import denoiser_step
@@ -98,7 +98,7 @@ def _rounded(step: Callable[[], float]) -> float:
 
 def _loss(model: EnergyNetwork, x: Any, cov: Any, noise: Any, weight: float) -> LossTerms:
     """That of :meth:`Workload.train_step`."""
-    return dual_score_loss(model, x, cov, noise, weight, 0.5)
+    return dual_score_loss(model, x, cov, noise, weight, TIMED_LOSS)
 
 
 def _gradient(model: EnergyNetwork) -> torch.Tensor:

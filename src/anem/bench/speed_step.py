@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from anem.bench.counts import Counts, Workload, count, make_workload
+from anem.bench.counts import TIMED_LOSS, Counts, Workload, count, make_workload
 from anem.bench.harness import Context
 from anem.bench.reference import PlainNetwork, PlainUNet
 from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
@@ -59,7 +59,8 @@ def denoiser_step(unet: PlainUNet, workload: Workload) -> Callable[[], float]:
 def loss_difference(workload: Workload, reference: PlainNetwork) -> float:
     """Relative difference of the losses of model and reference."""
     ours, theirs = (
-        float(dual_score_loss(m, workload.x, workload.cov, workload.noise, balance=0.5).total.detach()) for m in (workload.model, reference)
+        float(dual_score_loss(m, workload.x, workload.cov, workload.noise, config=TIMED_LOSS).total.detach())
+        for m in (workload.model, reference)
     )
     return abs(ours / theirs - 1)
 

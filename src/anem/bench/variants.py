@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from anem.calibrate import calibrate
+from anem.losses import PLAIN
 from anem.network import EnergyNetwork
 from anem.train import Callback, Parts, TrainConfig, TrainState, train
 from anem.train.callbacks import default_callbacks
@@ -25,7 +26,7 @@ class Variant:
         name: also of its folder.
         form: of the energy, see :class:`~anem.network.NetworkConfig`. An "inner" energy gets its constant after training.
         weight: w of the covariance score matching term; ``per_dimension`` divides it by d.
-        plain: the loss without coordinate weights, collective term, discount, calibration, projection and contrast.
+        plain: the loss without the terms that are ours.
     """
 
     name: str
@@ -40,12 +41,7 @@ class Variant:
             base,
             output=str(Path(base.output) / self.name),
             weight=self.weight / dimension if self.per_dimension else self.weight,
-            balance=0.0 if self.plain else base.balance,
-            collective=0.0 if self.plain else base.collective,
-            discount=0.0 if self.plain else base.discount,
-            calibration=0.0 if self.plain else base.calibration,
-            projection=0.0 if self.plain else base.projection,
-            contrast=0.0 if self.plain else base.contrast,
+            loss=PLAIN if self.plain else base.loss,
             model=replace(base.model, overrides=base.model.overrides | {"form": self.form}),
         )
 
@@ -60,12 +56,12 @@ VARIANTS = (
 
 
 class _Seen(Callback):
-    """Whether a run was stopped when it ended."""
+    """Images seen when a run ends."""
 
-    interrupted = False
+    images = 0
 
     def on_end(self, state: TrainState) -> None:
-        self.interrupted = state.interrupted
+        self.images = state.images
 
 
 def train_variant(config: TrainConfig, parts: Parts | None = None) -> EnergyNetwork:
@@ -79,7 +75,7 @@ def train_variant(config: TrainConfig, parts: Parts | None = None) -> EnergyNetw
     parts = build_parts(config) if parts is None else parts
     seen = _Seen()
     model = train(config, parts=parts, callbacks=[*default_callbacks(config), seen])
-    if seen.interrupted:
+    if seen.images < config.images:
         raise KeyboardInterrupt
     assert isinstance(model, EnergyNetwork)
     if model.config.form == "inner":

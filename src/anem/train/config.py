@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from anem.corruptions import NoiseConfig
 from anem.data import DataConfig
-from anem.losses import CovarianceTerm
+from anem.losses import LossConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -175,15 +175,8 @@ class TrainConfig:
         images: images to see in all, counted from the first step of the first run.
         batch_size: images an optimiser step, over all processes and accumulated parts.
         accumulation: parts a batch is cut into, one after the other, to save memory.
-        weight: w of the covariance score matching term (design: total = ℓ₁ + w (1/d) Σ r_k²).
-        balance: γ of the coordinate weights (a + 10⁻³)^{−γ}, see :func:`anem.losses.dual_score_loss`.
-        collective: weight of the residuals summed over an image, see the same function.
-        calibration: weight of the one-call variance against the squared error, see the same function.
-        projection: weight of what is left of the noise along the predicted noise, see the same function.
-        bound: on what one image adds to the loss, see the same function.
-        contrast: weight of telling Σ from its twin, see the same function; costs one more energy and its gradient a step.
-        discount: of the covariance terms where few coordinates hide much, see the same function.
-        covariance_term: ``matching`` (A-CSM), ``sliced``, or ``fokker_planck``, whose step takes about 2.7 times as long; see the same.
+        weight: w of the covariance terms, see :func:`anem.losses.dual_score_loss`.
+        loss: its other terms.
         statistics_images: images used to fit mean and variances.
         max_minutes: stop cleanly, with a checkpoint, after this wall time; 0 for no limit.
         threads: CPU threads of torch; 0 leaves torch's choice.
@@ -200,14 +193,6 @@ class TrainConfig:
     batch_size: int = 64
     accumulation: int = 1
     weight: float = 1.0
-    balance: float = 1.0
-    collective: float = 0.05
-    discount: float = 2.0
-    calibration: float = 0.003
-    projection: float = 0.0
-    bound: float = 0.0
-    contrast: float = 0.0
-    covariance_term: CovarianceTerm = "matching"
     statistics_images: int = 55_000
     max_minutes: float = 0.0
     threads: int = 0
@@ -215,6 +200,7 @@ class TrainConfig:
     capture: bool = False
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
+    loss: LossConfig = field(default_factory=LossConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     held_out: DataConfig | None = None
@@ -231,27 +217,16 @@ class TrainConfig:
                 raise ValueError(f"{name}: wanted >= 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed: wanted >= 0, got {self.seed}")
-        for name in (
-            "weight",
-            "balance",
-            "collective",
-            "calibration",
-            "projection",
-            "bound",
-            "contrast",
-            "discount",
-            "max_minutes",
-            "threads",
-        ):
+        for name in ("weight", "max_minutes", "threads"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: wanted a finite number >= 0, got {getattr(self, name)}")
-        if self.covariance_term == "fokker_planck" and self.capture:
-            raise ValueError("capture: wanted covariance_term 'matching' or 'sliced', got 'fokker_planck'")
+        if self.loss.covariance_term == "fokker_planck" and self.capture:
+            raise ValueError("capture: wanted loss.covariance_term 'matching' or 'sliced', got 'fokker_planck'")
         for name in (name for name in ("capture", "compile") if getattr(self, name)):
             if not self.noise.stratified:
                 raise ValueError(f"{name}: wanted noise.stratified = true, so that every step has the same shapes")
-        if self.compile and (self.covariance_term != "matching" or self.accumulation > 1):
-            raise ValueError("compile: wanted covariance_term 'matching' (no random numbers in the loss) and accumulation 1")
+        if self.compile and (self.loss.covariance_term != "matching" or self.accumulation > 1):
+            raise ValueError("compile: wanted loss.covariance_term 'matching' (no random numbers in the loss) and accumulation 1")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: wanted a divisor of batch_size {self.batch_size}, got {self.accumulation}")
 

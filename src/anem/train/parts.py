@@ -74,13 +74,12 @@ def _network(config: TrainConfig, statistics: DataStatistics) -> EnergyNetwork:
 
 
 def _draw(config: TrainConfig, shape: tuple[int, int, int, int], statistics: DataStatistics, generator: torch.Generator) -> NoiseBatch:
-    return draw_covariances(shape, statistics, config.noise, generator, twins=config.contrast > 0)
+    return draw_covariances(shape, statistics, config.noise, generator, twins=config.loss.contrast > 0)
 
 
 def loss_function(config: TrainConfig) -> Callable[..., Any]:
-    """The loss as :class:`Parts` wants it, with the weights of the config."""
-    names = ("balance", "collective", "discount", "calibration", "projection", "bound", "contrast", "covariance_term")
-    return partial(dual_score_loss, **{name: getattr(config, name) for name in names})
+    """The loss as :class:`Parts` wants it, with the terms of the config."""
+    return partial(dual_score_loss, config=config.loss)
 
 
 def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) -> DataStatistics:
