@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anem.blind.families import Family
 from anem.energy import EnergyModel
+from anem.operators import Observation
 from anem.random import generator_of
 
 __all__ = ["Evidence"]
@@ -53,22 +54,22 @@ class Evidence:
         measured = operator.measured(m.shape, m)
         if not bool((measured == measured[:1]).all()):
             raise ValueError(f"{self.family.name}: wanted every theta to leave the same entries measured, got masks that differ")
-        values: list[Tensor] = []
-        for draw in range(self.draws):
-            generator = generator_of(self.seed, "unobserved", draw, device=m.device)
-            seen = operator.observe(m, sigma, self.model.statistics, generator)
-            values.append(seen.log_evidence(self.model.energy))
-            self.calls += len(seen.y)
-            if bool(seen.observed.all()):
-                break
-        return (torch.stack(values).logsumexp(0) - math.log(len(values))).expand(len(u))
+        seen: list[Observation] = []
+        while len(seen) < self.draws and not (seen and bool(seen[0].observed.all())):
+            generator = generator_of(self.seed, "unobserved", len(seen), device=m.device)
+            seen.append(operator.observe(m, sigma, self.model.statistics, generator))
+        cov = seen[0].cov.replace(torch.cat([s.cov.values for s in seen]))
+        energies = self.model.energy(torch.cat([s.y for s in seen]), cov)  # in one batch: single images cost a multiple each
+        self.calls += len(energies)
+        values = torch.stack([s.log_evidence_terms for s in seen]) - energies.unflatten(0, (len(seen), -1))
+        return (values.logsumexp(0) - math.log(len(seen))).expand(len(u))
 
     @torch.no_grad()
     def grid(self, u: Tensor) -> Tensor:
         """At many coordinates, in pieces of a size that memory allows and without a graph: (P, D) to (P,), −∞ where θ is impossible."""
         out = torch.full((len(u),), -math.inf, dtype=torch.float64)
         possible = self.family.possible(self.family.values(u)).nonzero()[:, 0]
-        for rows in possible.split(max(1, _NUMBERS // self.measurement.numel())) if len(possible) else ():
+        for rows in possible.split(max(1, _NUMBERS // (self.draws * self.measurement.numel()))) if len(possible) else ():
             out[rows] = self(u[rows]).cpu().double()
         return out
 
@@ -93,7 +94,7 @@ class Evidence:
         index, found = free.nonzero()[:, 0], []
         # Neither the numbers of the draws of what is not observed, nor those that the images may come from.
         generator = generator_of(self.seed, "scores", device=self.measurement.device)
-        for x in images.to(self.measurement).split(max(1, _NUMBERS // (8 * self.measurement.numel()))):
+        for x in images.to(self.measurement).split(max(1, _NUMBERS // (8 * self.draws * self.measurement.numel()))):
             at = (u if truth is None else truth).expand(len(x), -1)
             operator, sigma = self.family.degradation(self.family.values(at.to(x.device)))
             m = operator.measure(x, sigma, generator)
