@@ -411,6 +411,8 @@ def test_an_interval_of_cells_that_are_too_coarse_is_marked(command, budget, tmp
         (("--family", "fog"), "got fog"),
         (("--family", "white", "--known", "std=1"), "no setting std"),
         (("--family", "white", "--known", "sigma"), "NAME=VALUE"),
+        (("--family", "white", "--known", "sigma=true"), "--known: wanted NAME=VALUE with a number, got 'sigma=True'"),
+        (("--family", "blur", "--known", "sigma=1", "sigma=2"), "--known: wanted sigma once, got 1 and 2"),
         (("--family", "white", "--truth", "std=1"), "--truth: wanted sigma"),
         (("--family", "white", "--known", "sigma=0.1"), "at least one unknown"),
         (("--family", "super-resolution", "--known", "factor=100"), "factor: wanted 1 to 8, got 100"),

@@ -12,7 +12,7 @@ import anem
 from anem.baselines import BASELINES
 from anem.bench import BENCHES
 from anem.cli import COMMANDS
-from anem.cli.method import parse_settings
+from anem.cli.options import named_values
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +58,9 @@ def test_the_table_of_baselines_has_their_settings():
         found = dict(re.findall(r"`(\w+)=([\w.-]+)`", text))
         assert list(found) == list(BASELINES[name].settings)
         for key, value in BASELINES[name].settings.items():
-            assert parse_settings([f"{key}={found[key]}"])[key] == (pytest.approx(value, rel=1e-3) if isinstance(value, float) else value)
+            assert named_values("--set", [f"{key}={found[key]}"])[key] == (
+                pytest.approx(value, rel=1e-3) if isinstance(value, float) else value
+            )
 
 
 def test_commands_and_benches_of_the_readme_exist():

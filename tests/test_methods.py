@@ -12,7 +12,8 @@ import anem
 from anem.baselines import BASELINES, DAPS, DPS, Composition, ConditionalNetwork, PaperSampler, make_baseline
 from anem.baselines.conditional import ConditionalConfig
 from anem.cli import main
-from anem.cli.method import ENERGY, METHODS, parse_settings
+from anem.cli.method import ENERGY, METHODS
+from anem.cli.options import named_values
 from anem.gaussian import make_power_law_gaussian
 from anem.network import NetworkConfig
 from anem.operators import make_operator
@@ -192,7 +193,7 @@ def test_what_a_baseline_made_can_be_diagnosed(restore, capsys):
 
 def test_settings_are_numbers_truths_or_none():
     given = ("a=1", "b=-2", "c=1e-4", "d=true", "e=False", "f=none")
-    assert parse_settings(given) == {"a": 1, "b": -2, "c": 1e-4, "d": True, "e": False, "f": None}
+    assert named_values("--set", given) == {"a": 1, "b": -2, "c": 1e-4, "d": True, "e": False, "f": None}
 
 
 @pytest.mark.parametrize(

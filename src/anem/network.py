@@ -289,7 +289,7 @@ class EnergyNetwork(EnergyModel):
         return self._evaluator
 
     def compile(self, rows: int | None = None, after: int | None = None) -> None:
-        """Evaluate by recorded code from now on where that pays: everywhere but in training, in batches of one basis.
+        """Evaluate by recorded code from now on where that pays: in batches of one basis, except where autograd follows the energy.
 
         On the CPU it is machine code: compiling takes up to three minutes for every basis, image size and dtype, with and without
         gradients; calls then take 0.55 to 0.7 of the time. Results differ from the ordinary ones by rounding (about 1e-6 of themselves).

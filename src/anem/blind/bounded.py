@@ -34,7 +34,7 @@ ROOM = 1.25
 IMAGES, STEPS = 32, 32
 """How many samples are drawn of a model's prior, and by how many steps."""
 
-_known: WeakKeyDictionary[EnergyModel, dict[tuple[int, ...], tuple[float, Tensor]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[EnergyModel, dict[tuple, tuple[float, Tensor]]] = WeakKeyDictionary()
 """What was measured, and the samples, by model, and by image shape and the state of its weights."""
 
 
@@ -54,7 +54,7 @@ def searchable(model: EnergyModel, shape: Sequence[int]) -> tuple[EnergyModel, T
     """
     if not isinstance(model, EnergyNetwork) or model.config.form != "anchored" or model.limit is not None:
         return model, None
-    known, key = _known.setdefault(model, {}), (*shape, sum(p._version for p in model.parameters()))
+    known, key = _known.setdefault(model, {}), (*shape, *((p.data_ptr(), p._version) for p in model.parameters()))
     if key not in known:
         noisy = sample_prior(model, (IMAGES, *shape), steps=STEPS, final="noisy", like=model.statistics.mean)
         y = noisy.samples[0].double()

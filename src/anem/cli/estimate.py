@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed
+from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed, named_numbers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +86,7 @@ class Estimate:
         """The families for images of a shape (…, H, W), with what is known."""
         from anem.blind import FAMILIES
 
-        known, families = settings("--known", self.known), [FAMILIES[name](shape) for name in self.family]
+        known, families = named_numbers("--known", self.known), [FAMILIES[name](shape) for name in self.family]
         strange = [name for name in known if not any(name in f.settings for f in families)]
         if strange:
             raise ValueError(f"--known: no setting {', '.join(strange)} in {', '.join(self.family)}")
@@ -118,9 +118,9 @@ class Estimate:
             for found, family in zip(choice.estimates, self.family, strict=True):
                 plot_evidence(found, f"{name}: {family}", folder / f"{name}_{family}.png")
             entries.append({"name": name} | figures(choice, self.family))
-        head = {"model": self.model, "families": list(self.family), "known": settings("--known", self.known)}
+        head = {"model": self.model, "families": list(self.family), "known": named_numbers("--known", self.known)}
         return head | {
-            "truth": settings("--truth", self.truth),
+            "truth": named_numbers("--truth", self.truth),
             "draws": self.draws,
             "budget": self.budget,
             "seed": self.seed,
@@ -132,7 +132,7 @@ class Estimate:
         from anem.blind import FAMILIES
 
         family = FAMILIES[self.family[0]](images.shape)
-        truth = settings("--truth", self.truth)
+        truth = named_numbers("--truth", self.truth)
         if set(truth) != set(family.settings):
             raise ValueError(f"--truth: wanted {', '.join(family.settings)} of {family.name}, got {', '.join(truth)}")
         family.check(truth)
@@ -141,20 +141,6 @@ class Estimate:
             raise ValueError(f"--truth: wanted settings possible for {family.name} on images of {images.shape[-2]} x {images.shape[-1]}")
         operator, sigma = family.degradation(theta)
         return operator.measure(images, sigma, generators)
-
-
-def settings(option: str, words: Sequence[str]) -> dict[str, float]:
-    """Numbers by name, from words NAME=VALUE."""
-    found = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise ValueError(f"{option}: wanted NAME=VALUE with a number, got {word!r}") from None
-        if not math.isfinite(found[name]):
-            raise ValueError(f"{option}: wanted a finite number for {name}, got {value}")
-    return found
 
 
 def figures(choice: blind.Choice, names: Sequence[str]) -> dict:

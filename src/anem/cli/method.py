@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from anem.cli.options import named_values
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from anem.operators import LinearOperator
     from anem.sample import Sampler
 
-__all__ = ["ENERGY", "METHODS", "by_baseline", "by_energy", "check_method", "load_for", "parse_settings"]
+__all__ = ["ENERGY", "METHODS", "by_baseline", "by_energy", "check_method", "load_for"]
 
 ENERGY = "energy"
 """The method of this package."""
@@ -32,7 +33,7 @@ def check_method(name: str, settings: Sequence[str]) -> None:
 
     if name != ENERGY and name not in BASELINES:
         raise ValueError(f"--method: wanted one of {METHODS}, got {name}")
-    given = parse_settings(settings)
+    given = named_values("--set", settings)
     if name == ENERGY and given:
         raise ValueError(f"--set: wanted a --method that has settings, not {ENERGY}, whose settings are options")
     if name != ENERGY:
@@ -40,38 +41,6 @@ def check_method(name: str, settings: Sequence[str]) -> None:
             BASELINES[name].check(given)
         except ValueError as error:
             raise ValueError(f"--set: {name}: {error}") from None
-
-
-def parse_settings(settings: Sequence[str]) -> dict[str, Setting]:
-    """Numbers by name from ``NAME=VALUE``; values are finite numbers, true, false or none.
-
-    Raises:
-        ValueError: none of these, or a name twice.
-    """
-    words = {"true": True, "false": False, "none": None}
-    found: dict[str, Setting] = {}
-    for text in settings:
-        name, _, value = text.partition("=")
-        if name in found:
-            raise ValueError(f"--set: wanted {name} once, got {found[name]} and {value}")
-        try:
-            found[name] = words[value.lower()] if value.lower() in words else number(value)
-        except (ValueError, OverflowError):
-            name = ""
-        if not name:
-            raise ValueError(f"--set: wanted NAME=VALUE with a finite number, true, false or none, got {text!r}")
-    return found
-
-
-def number(text: str) -> int | float:
-    """A whole number if it is written as one.
-
-    Raises:
-        ValueError, OverflowError: not a finite number.
-    """
-    if not math.isfinite(float(text)):
-        raise ValueError(text)
-    return int(text) if text.lstrip("+-").isdecimal() else float(text)
 
 
 def load_for(method: str, name: str, device: str) -> EnergyModel | ConditionalNetwork:

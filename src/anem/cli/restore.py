@@ -13,8 +13,8 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
 from anem.cli.degradation import Degradation
 from anem.cli.estimate import NAMES as FAMILIES
-from anem.cli.method import ENERGY, METHODS, by_baseline, by_energy, check_method, load_for, parse_settings
-from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed
+from anem.cli.method import ENERGY, METHODS, by_baseline, by_energy, check_method, load_for
+from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed, named_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,7 +196,7 @@ class Restore:
 
         if self.method != ENERGY:
             generators = [generator_of(self.seed + b, self.method, device=self.device) for b in range(len(measurement))]
-            settings = parse_settings(self.set)
+            settings = named_values("--set", self.set)
             drawn = by_baseline(self.method, model, measurement, operator, sigma, self.steps, self.samples, settings, generators)
             return replace(drawn, record={"settings": settings, "steps": self.steps} | drawn.record)
         with progress(self.steps) as bar, self.drawn_path(folder) as path:

@@ -16,10 +16,11 @@ SPECTRAL_FEATURES = 2 * (_RINGS + 4 * 4) + 3
 
 
 def spectral_windows(basis: Basis, height: int, width: int) -> Tensor | None:
-    """Smooth windows φ_j over the frequencies of a basis, each summing to 1 in absolute value, (24, H, W); None in pixels.
+    """Smooth windows φ_j over the frequencies of a basis, (24, H, W); None in pixels.
 
-    Eight rings in log frequency, and for every second ring cos 2θ, sin 2θ, cos 4θ, sin 4θ of the direction. They depend on the frequency
-    in cycles per pixel alone, so the summary has the same meaning at any image size and for the coefficients of a block DCT.
+    Eight rings in log frequency, each summing to 1, and every second of them times cos 2θ, sin 2θ, cos 4θ, sin 4θ of the direction. They
+    depend on the frequency in cycles per pixel alone, so the summary has the same meaning at any image size and for the coefficients of
+    a block DCT.
     """
     f = basis.frequencies(height, width)
     if f is None:

@@ -173,8 +173,8 @@ class LinearOperator(ABC):
             floor: least *variance* of the noise in m, > 0; see the module docstring.
 
         Raises:
-            ValueError: a measurement of another shape or not finite, σ negative or not finite, a noise map with an operator that is
-                not diagonal in pixels, statistics of another number of channels.
+            ValueError: a measurement of another shape or not finite, σ negative or not finite, a noise map with an operator for
+                which the noise would not stay diagonal, statistics of another number of channels.
 
         Source: Zilberstein et al., arXiv 2605.15487 (y and Σ); the Jacobian and the last two sums are ours.
         """

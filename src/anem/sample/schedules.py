@@ -94,8 +94,8 @@ class WaterFilling(Planned):
 
     What was measured well stays as it was measured until the rest has become as good, where the geometric path makes it better from the
     first step on, beyond what the measurement says and before anything is known of the rest. In steep spectra (blurs, super-resolution)
-    that is what a network learns worst: docs/notes/sampling.md has the figures. The name is that of the rate–distortion function of a
-    Gaussian, whose distortions are such minima.
+    that is what a network learns worst: docs/notes/sampling.md has the figures. The name is that of reverse water-filling, the
+    rate–distortion function of a Gaussian (Cover & Thomas, Elements of Information Theory, §10.3.3), whose distortions are such minima.
     """
 
     def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:

@@ -21,7 +21,7 @@ class Cell:
     Arguments:
         family: name of the noise family, or ``all``.
         level: decade of the noise: floor of log10 of the geometric mean of the variances; None for all.
-        a_dsm, a_csm: the two losses of design.md §3.
+        a_dsm, a_csm: the two losses of :func:`anem.losses.dual_score_loss`, without weights.
         energy: U in nats per dimension.
     """
 
