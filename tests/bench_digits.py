@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from anem.bench.harness import Report, run_bench
+from anem.bench.harness import Settings, run_bench
+from anem.bench.report import Report
 from anem.data import MNIST_SPLITS
 from anem.images import from_integers
 from anem.network import EnergyNetwork, NetworkConfig
@@ -28,5 +29,5 @@ def made_up_digits(folder: Path, monkeypatch: pytest.MonkeyPatch, count: int = 1
 
 def run_quick(run, folder: Path) -> Report:
     """The quick run of a bench in ``folder``; called again, it continues."""
-    settings = {"model": str(folder / "model"), "data": folder, "quick": True}
-    return run_bench(run, "bench", command="bench", json_file=folder / "bench.json", out=folder / "out", **settings)
+    settings = Settings(model=str(folder / "model"), data=folder, quick=True, out=folder / "out")
+    return run_bench(run, "bench", settings, command="bench", json_file=folder / "bench.json")

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from anem.bench import audit, harness
-from anem.bench.harness import Context, run_bench
+from anem.bench.harness import Context, Settings, run_bench
+from anem.bench.report import Report
 from anem.cli import main
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
@@ -63,8 +64,8 @@ def small(tmp_path, monkeypatch):
 
 
 def bench(tmp_path, model: str):
-    settings = {"model": model, "data": tmp_path / "data", "quick": True}
-    return run_bench(audit.run, "audit", command=f"audit {model}", json_file=tmp_path / "audit.json", out=tmp_path, **settings)
+    settings = Settings(model=model, data=tmp_path / "data", quick=True, out=tmp_path)
+    return run_bench(audit.run, "audit", settings, command=f"audit {model}", json_file=tmp_path / "audit.json")
 
 
 def test_every_figure_has_its_error_and_an_interrupted_run_continues(tmp_path, monkeypatch):
@@ -85,7 +86,7 @@ def test_a_drifting_energy_misses_its_aims(tmp_path):
 def test_what_cannot_be_decided_is_missed_in_a_full_run_and_not_judged_in_a_quick_one(tmp_path):
     undecided = audit.Check("a", "b", "c", 0.0, 1.0, "±0.1 (s.e. 0.03)", None)
     for quick, holds in ((True, None), (False, False)):
-        context = harness.Context(harness.Report("n", "c", 0, "n"), quick=quick, out=tmp_path)
+        context = Context(Report("n", "c", 0, "n"), quick=quick, out=tmp_path)
         audit.report(context, undecided)
         assert context.report.figures["a/b/c"].holds is holds
 

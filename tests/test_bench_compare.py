@@ -1,6 +1,7 @@
 """The comparison: the table of methods, and all of the bench at a tiny size on made-up digits without metric weights."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, PRIORS, Method, find_prior
 from anem.bench.compare_problem import TASKS, Problem, restore
 from anem.bench.compare_table import markdown, overview
-from anem.bench.harness import Context, Report, run_bench, weights_digest
+from anem.bench.harness import Context, Settings, run_bench
+from anem.bench.report import Figure, Report
+from anem.bench.revision import weights_digest
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
 from anem.gaussian import make_mixture
@@ -107,16 +110,17 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(Size, "quick", lambda: tiny)
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
-    def start(**changes):
-        where = {"json_file": tmp_path / "c.json", "out": tmp_path / "out"}
-        settings = where | {
-            "model": str(tmp_path / "model"),
-            "data": tmp_path,
-            "quick": True,
-            "trained": tmp_path,
-            "methods": (OURS, "RED-Diff"),
-        }
-        return run_bench(compare.run, "compare", command="c", **settings | changes)
+    def start(json_file=tmp_path / "c.json", fresh=False, workers=1, **changes):
+        settings = Settings(
+            out=tmp_path / "out",
+            model=str(tmp_path / "model"),
+            data=tmp_path,
+            quick=True,
+            trained=tmp_path,
+            methods=(OURS, "RED-Diff"),
+        )
+        settings = replace(settings, **changes)
+        return run_bench(compare.run, "compare", settings, command="c", json_file=json_file, fresh=fresh, workers=workers)
 
     return start
 
@@ -146,7 +150,7 @@ def test_what_a_worker_restored_is_taken_over(bench, tmp_path, monkeypatch):
     restore = compare.restore
 
     def work(run, report, settings, workers):  # in this process, which has the tiny sizes
-        run(Context(Report(report.name, "", report.seed, ""), worker=True, **settings))
+        run(Context(Report(report.name, "", report.seed, ""), worker=True, **vars(settings)))
         monkeypatch.setattr(compare, "restore", None)  # whatever calls it fails
 
     monkeypatch.setattr(harness, "_work", work)
@@ -320,9 +324,9 @@ def test_energies_are_compared_under_noise_of_their_own():
 def test_the_table_is_made_from_figures_alone():
     report = Report("compare", "c0ffee", 0, "anem bench compare")
     for key, value in {"t/a/PSNR": 20.0, "t/a/tuning: x": 0.5, "t/b/PSNR": 10.0}.items():
-        report.figures[key] = harness.Figure(value)
+        report.figures[key] = Figure(value)
     for suffix, value in {"": -1.0, ", 95 % from": "nan", ", 95 % to": -0.5}.items():
-        report.figures[f"t/b/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
+        report.figures[f"t/b/LPIPS, ours minus it{suffix}"] = Figure(value)
     text = markdown(report)
     assert "* b: LPIPS -1 (nan to -0.5)" in text and "* a: x: 0.5" in text and "| a |  |  | 20 |" in text
 
@@ -331,14 +335,14 @@ def test_the_overview_has_a_column_a_task_and_marks_the_best_of_equal_training()
     report = Report("compare", "c0ffee", 0, "anem bench compare")
     for task, values in {"box": (0.3, 0.1, 0.2), "x4": (0.2, 0.1, 0.4)}.items():
         for method, value in zip((OURS, "ours, bundled", "DPS"), values, strict=True):
-            report.figures[f"{task}, 250 calls/{method}/LPIPS"] = harness.Figure(value)
-            report.figures[f"{task}, 250 calls/{method}/PSNR"] = harness.Figure(100 * value)
-    report.figures["box, 250 calls/truth/KID"] = harness.Figure(0.0)
-    report.figures["box, 250 calls/DPS/KID"] = harness.Figure(0.0)
-    report.figures[f"box, 250 calls/{OURS}/KID"] = harness.Figure(0.25)
-    report.figures["box, 250 calls/DPS/calls"] = harness.Figure(250.0)
+            report.figures[f"{task}, 250 calls/{method}/LPIPS"] = Figure(value)
+            report.figures[f"{task}, 250 calls/{method}/PSNR"] = Figure(100 * value)
+    report.figures["box, 250 calls/truth/KID"] = Figure(0.0)
+    report.figures["box, 250 calls/DPS/KID"] = Figure(0.0)
+    report.figures[f"box, 250 calls/{OURS}/KID"] = Figure(0.25)
+    report.figures["box, 250 calls/DPS/calls"] = Figure(250.0)
     for suffix, value in {"": 0.1, ", 95 % from": -0.02, ", 95 % to": 0.22}.items():
-        report.figures[f"box, 250 calls/DPS/LPIPS, ours minus it{suffix}"] = harness.Figure(value)
+        report.figures[f"box, 250 calls/DPS/LPIPS, ours minus it{suffix}"] = Figure(value)
     lines = overview(report).splitlines()
     assert "## 250 calls" in lines and lines.count("|---|---|---|") == 5
     for row in (

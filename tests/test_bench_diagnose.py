@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from anem.bench import diagnose, harness
-from anem.bench.harness import Context, run_bench
+from anem.bench.harness import Context, Settings, run_bench
 from anem.data import MNIST_SPLITS
 from anem.energy import NotFinite
 from anem.gaussian import make_power_law_gaussian
@@ -24,8 +24,8 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
     def start():
-        files = {"json_file": tmp_path / "diagnose.json", "out": tmp_path / "out"}
-        return run_bench(diagnose.run, "diagnose", command="diagnose", data=tmp_path, quick=True, **files)
+        settings = Settings(data=tmp_path, quick=True, out=tmp_path / "out")
+        return run_bench(diagnose.run, "diagnose", settings, command="diagnose", json_file=tmp_path / "diagnose.json")
 
     return start
 

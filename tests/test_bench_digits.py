@@ -9,7 +9,7 @@ from PIL import Image
 
 from anem.bench import digits, harness
 from anem.bench.digits import Size, basis_differences, pixel_histogram, task_covariance
-from anem.bench.harness import run_bench
+from anem.bench.harness import Settings, run_bench
 from anem.data import MNIST_SPLITS
 from anem.energy import EnergyModel
 from anem.gaussian import make_mixture
@@ -91,8 +91,8 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "commit", lambda: "c0ffee")
 
     def start(split="tuning", run=digits.run):
-        settings = {"model": str(tmp_path / "model"), "data": tmp_path, "split": split, "quick": True}
-        return run_bench(run, "digits", command=f"digits {split}", json_file=tmp_path / f"{split}.json", out=tmp_path / split, **settings)
+        settings = Settings(model=str(tmp_path / "model"), data=tmp_path, split=split, quick=True, out=tmp_path / split)
+        return run_bench(run, "digits", settings, command=f"digits {split}", json_file=tmp_path / f"{split}.json")
 
     return start
 

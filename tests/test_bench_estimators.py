@@ -14,7 +14,7 @@ from training_fakes import make_config, make_parts
 from anem.bench import estimators, harness, turns
 from anem.bench.estimator_variants import VARIANTS, some_images, some_steps
 from anem.bench.estimators import Size
-from anem.bench.harness import run_bench
+from anem.bench.harness import Settings, run_bench
 from anem.bench.turns import Clock, Contender, Record, spend
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.losses import LossConfig, dual_score_loss
@@ -166,8 +166,8 @@ def test_every_variant_is_judged_at_the_time_of_the_default(tmp_path, monkeypatc
     monkeypatch.setattr(estimators, "build_parts", lambda c: replace(build_parts(c), model=partial(EnergyNetwork, SMALL)))
 
     def start():
-        settings = {"json_file": tmp_path / "bench.json", "out": tmp_path / "out", "data": tmp_path, "quick": True}
-        return run_bench(estimators.run, "estimators", command="estimators", **settings).figures
+        settings = Settings(data=tmp_path, quick=True, out=tmp_path / "out")
+        return run_bench(estimators.run, "estimators", settings, command="estimators", json_file=tmp_path / "bench.json").figures
 
     figures = start()
     for problem, metric in (("oracle", "energy MAE (nats/dim)"), ("digits", "energy error (nats/dim)")):

@@ -9,7 +9,8 @@ import torch
 from training_fakes import make_config, make_parts
 
 from anem.bench import oracle
-from anem.bench.harness import Context, Report
+from anem.bench.harness import Context
+from anem.bench.report import Report
 from anem.bench.variants import VARIANTS, train_variant
 from anem.calibrate import calibrate
 from anem.corruptions import NoiseConfig, draw_covariances

@@ -12,7 +12,7 @@ from PIL import Image
 
 from anem.bases import Mixed
 from anem.bench import harness, recipe
-from anem.bench.harness import Context, run_bench
+from anem.bench.harness import Context, Settings, run_bench
 from anem.bench.recipe import NOISE, Size
 from anem.bench.recipe_curves import QUANTITIES, reached
 from anem.bench.recipe_network import RecipeConfig, RecipeNetwork
@@ -174,8 +174,8 @@ def bench(tmp_path, monkeypatch):
 
         calls.clear()
         monkeypatch.setattr(recipe, "advance", counted)
-        settings = {"json_file": tmp_path / f"{out}.json", "out": tmp_path / out, "data": tmp_path}
-        return run_bench(recipe.run, "recipe", command="recipe", workers=workers, **settings).figures
+        settings, file = Settings(data=tmp_path, out=tmp_path / out), tmp_path / f"{out}.json"
+        return run_bench(recipe.run, "recipe", settings, command="recipe", json_file=file, workers=workers).figures
 
     return start, calls
 
@@ -203,7 +203,7 @@ def test_turns_alternate_and_an_interrupted_or_divided_race_comes_to_the_same(be
 
     def work(run, report, settings, workers):
         for _ in range(2):  # in this process, which has the tiny sizes; nothing is left for the second
-            run(Context(report, worker=True, **settings))
+            run(Context(report, worker=True, **vars(settings)))
 
     monkeypatch.setattr(harness, "_work", work)
     assert start("beside", workers=2) == figures

@@ -8,7 +8,8 @@ from bench_digits import made_up_digits, run_quick
 from PIL import Image
 
 from anem.bench import harness, sampling, sampling_curves, sampling_oracle
-from anem.bench.harness import Context, Report
+from anem.bench.harness import Context
+from anem.bench.report import Report
 from anem.bench.samplers import bridge_moments, chain_moments, random_covariance
 from anem.bench.sampling import Size
 from anem.bench.sampling_curves import FEW, MANY, Curve, report_changes
@@ -237,7 +238,7 @@ def test_a_kernel_that_diverges_leaves_a_gap_and_is_not_tried_again(tiny, monkey
     monkeypatch.setattr(sampling, "sample_posterior", diverges)
     context = Context(Report("sampling", "c0ffee", 0, "c"), quick=True, out=tiny / "out", model=str(tiny / "model"), data=tiny)
     for _ in range(2):
-        context._made.clear()
+        context.made.clear()
         curves = sampling.digits(context, "bridge, geometric", Size(2, 2, 3, 12, (5,), ("geometric",), ("bridge",)))
         assert curves[0].diverged == [5] and curves[0].figures == {} and len(tried) == 1
     assert context.report.figures["digits/bridge, geometric, 5 calls/diverged"].value is True

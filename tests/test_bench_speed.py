@@ -10,8 +10,9 @@ import torch
 from anem.bench import speed_estimators as est
 from anem.bench import speed_step
 from anem.bench.counts import make_workload
-from anem.bench.harness import Context, Report
+from anem.bench.harness import Context
 from anem.bench.reference import PlainNetwork
+from anem.bench.report import Report
 from anem.bench.speed_recorded import _a_dsm_loss, recorded_steps, rounded_trainings
 from anem.bench.speed_timing import Machine, alternate, exponent, ratio, seconds
 from anem.losses import dual_score_loss

@@ -14,7 +14,9 @@ from rich.console import Console
 
 import anem
 from anem.bench import BENCHES, harness
-from anem.bench.harness import Context, Report, judge, load_bench, run_bench, table, weights_digest, write_json
+from anem.bench.harness import Context, Settings, load_bench, run_bench
+from anem.bench.report import Report, judge, table, write_json
+from anem.bench.revision import weights_digest
 
 
 @pytest.fixture
@@ -24,8 +26,9 @@ def start(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "code", lambda: "beef")
 
     def start(run, command="anem bench b", seed=0, quick=False, fresh=False, workers=1):
-        settings = {"seed": seed, "quick": quick, "fresh": fresh, "workers": workers}
-        return run_bench(run, "b", command=command, json_file=tmp_path / "b.json", out=tmp_path / "out", **settings)
+        told = {"seed": seed, "fresh": fresh, "workers": workers}
+        settings = Settings(quick=quick, out=tmp_path / "out")
+        return run_bench(run, "b", settings, command=command, json_file=tmp_path / "b.json", **told)
 
     return start
 

@@ -4,7 +4,8 @@ A bench is a module with a one-line docstring and a function ``run(context)`` th
 :class:`~anem.bench.harness.Context`. It is listed here by name, and imported only when it runs.
 """
 
-from anem.bench.harness import Context, Figure, Report, load_bench, run_bench, table
+from anem.bench.harness import Context, load_bench, run_bench
+from anem.bench.report import Figure, Report, table
 
 __all__ = ["BENCHES", "SHARED", "Context", "Figure", "Report", "load_bench", "run_bench", "table"]
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from anem.bench.digits import VARIANCES, basis_differences
-from anem.bench.harness import Context, write_json
+from anem.bench.harness import Context
+from anem.bench.report import write_json
 from anem.bench.variants import VARIANTS, Variant, train_variant
 from anem.corruptions import NoiseConfig
 from anem.data import load_dataset, mnist

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure as Picture
 
-from anem.bench.harness import Context, Figure
+from anem.bench.harness import Context
+from anem.bench.report import Figure
 from anem.data import load_dataset, mnist
 from anem.likelihood import Audit, AuditSize, Check, audits, trusted_level
 

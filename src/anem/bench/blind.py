@@ -30,8 +30,9 @@ from torch import Tensor
 
 from anem.bench.ablation import IMAGES
 from anem.bench.blind_plot import Found, plot_estimates
-from anem.bench.harness import Context, weights_digest
+from anem.bench.harness import Context
 from anem.bench.oracle import learn, make_prior
+from anem.bench.revision import weights_digest
 from anem.blind import FAMILIES, Family, choose, estimate
 from anem.covariance import Covariance
 from anem.data import load_dataset, mnist

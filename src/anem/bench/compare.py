@@ -38,8 +38,9 @@ from anem.bench.compare_judge import Judge
 from anem.bench.compare_methods import METHODS, OURS, find_prior
 from anem.bench.compare_problem import TASKS, Problem, Restored, restore
 from anem.bench.compare_table import write_table
-from anem.bench.harness import Context, weights_digest
+from anem.bench.harness import Context
 from anem.bench.intervals import report_interval
+from anem.bench.revision import weights_digest
 from anem.hub import locate, read_card
 from anem.images import save_image
 from anem.metrics import Statistic, bootstrap, diversity, mean_statistic

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from anem.bench.compare_methods import METHODS
-from anem.bench.harness import Figure, Report, format_value
+from anem.bench.report import Figure, Report, format_value
 
 __all__ = ["COLUMNS", "markdown", "overview", "write_table"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure as Picture
 
-from anem.bench.harness import Report
+from anem.bench.report import Report
 from anem.bench.speed_step import Growth
 
 __all__ = ["plot_growth", "plot_step"]

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from anem.bench.harness import Context, pieces_folder, write_json
+from anem.bench.harness import Context, pieces_folder
+from anem.bench.report import write_json
 from anem.energy import EnergyModel
 from anem.train import Callback, NonFiniteLoss, Parts, StepRecord, TrainConfig, TrainState, train
 from anem.train.checkpoint import write_atomically

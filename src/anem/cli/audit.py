@@ -63,7 +63,7 @@ class Audit:
     def run(self) -> int:
         from rich.console import Console
 
-        from anem.bench.harness import write_json
+        from anem.bench.report import write_json
         from anem.cli.files import check_writable, to_json
         from anem.likelihood import trusted_level
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,7 +59,8 @@ class Bench:
         from rich.console import Console
 
         from anem.bench import BENCHES, SHARED, load_bench, run_bench, table
-        from anem.bench.harness import Figure, format_value
+        from anem.bench.harness import Settings
+        from anem.bench.report import Figure, format_value
 
         if not self.name:
             for name in BENCHES:
@@ -86,22 +87,10 @@ class Bench:
         report = run_bench(
             bench.run,
             self.name,
+            Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)} | {"out": out}),
             command=self.command(),
             json_file=self.json or out / f"{self.name}.json",
-            out=out,
             seed=self.seed,
-            quick=self.quick,
-            model=self.model,
-            data=self.data,
-            split=self.split,
-            images=self.images,
-            tasks=self.tasks,
-            methods=self.methods,
-            trained=self.trained,
-            dataset=self.dataset,
-            skip=self.skip,
-            compile=self.compile,
-            device=self.device,
             fresh=self.fresh,
             workers=self.workers,
             on_figure=show,
@@ -114,16 +103,9 @@ class Bench:
     def command(self) -> str:
         """The command line that repeats this run, without where it writes."""
         words = ["anem", "bench", self.name]
-        words += ["--quick"] if self.quick else []
-        words += ["--model", self.model] if self.model != "digits" else []
-        words += ["--split", self.split] if self.split != "tuning" else []
-        words += ["--images", str(self.images)] if self.images else []
-        words += ["--tasks", *self.tasks] if self.tasks else []
-        words += ["--methods", *self.methods] if self.methods else []
-        words += ["--trained", str(self.trained)] if self.trained != Path("runs") else []
-        words += ["--dataset", self.dataset] if self.dataset != "mnist" else []
-        words += ["--skip", str(self.skip)] if self.skip else []
-        words += ["--seed", str(self.seed)] if self.seed else []
-        words += ["--compile"] if self.compile else []
-        words += ["--device", self.device] if self.device != "cpu" else []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name not in ("name", "json", "out", "data", "workers", "fresh") and value != option.default:
+                given = value if isinstance(value, tuple) else () if value is True else (value,)
+                words += [f"--{option.name}", *map(str, given)]
         return shlex.join(words)
