@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -29,8 +27,7 @@ def calibrate(model: EnergyNetwork, images: Tensor, variance: float, generator: 
     statistics = model.statistics
     cov = Covariance.white(variance, images.shape, like=images)
     y = images + cov.sample(generator)
-    total = statistics.variance_in(cov.basis, images.shape[-2], images.shape[-1], images) + cov.values
-    gaussian = 0.5 * (statistics.residual(y, cov.basis).square() / total + (2 * math.pi * total).log()).flatten(1).sum(1)
+    gaussian = statistics.gaussian_energy(statistics.residual(y, cov.basis), cov)
     shift = (gaussian.double() - model.energy(y, cov).double()).mean()
     model.offset += shift
     return float(shift)

@@ -138,7 +138,7 @@ def dual_score_loss(
         gradients = model.differentiable_gradients(rho, cov)
         pair = [gradients.grad_logvar - target] * 2
     denoising = (cov.values.sqrt() * gradients.grad_coordinates - noise).square()
-    c = model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
+    c = model.statistics.variance_of(cov)
     a = c / (c + cov.values)
     b = (a + 1e-3).pow(-config.balance)
     total = (b * denoising).flatten(1).mean(1)

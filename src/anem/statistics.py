@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from anem.bases import Basis, BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.covariance import Covariance
 from anem.marginal import ScalarMixture
 
 __all__ = ["VARIANCE_FLOOR", "DataStatistics"]
@@ -94,6 +96,15 @@ class DataStatistics(nn.Module):
         if key not in self._cache:
             self._cache[key] = self._variance_in(basis, height, width).to(like)[None]
         return self._cache[key]
+
+    def variance_of(self, cov: Covariance) -> Tensor:
+        """Data variance c of the coordinates whose noise ``cov`` is: :meth:`variance_in` of its basis, size, dtype and device."""
+        return self.variance_in(cov.basis, *cov.shape[-2:], cov.values)
+
+    def gaussian_energy(self, rho: Tensor, cov: Covariance) -> Tensor:
+        """U₀ = Σ_k ½ [ρ_k²/t_k + log 2πt_k] with t = c + λ, in nats, (B,): coordinates ρ = B (y − μ), (B, C, H, W), as if independent."""
+        total = self.variance_of(cov).to(rho) + cov.values.to(rho)
+        return 0.5 * (rho.square() / total + (2 * math.pi * total).log()).flatten(1).sum(1)
 
     def _variance_in(self, basis: Basis, height: int, width: int) -> Tensor:
         basis.check_size(height, width)

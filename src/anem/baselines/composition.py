@@ -110,7 +110,7 @@ class Composition:
         """y, its unobserved coordinates drawn from N(μ, c + λ) brought to the spread c + σ² of the first level."""
         basis, values = observation.cov.basis, observation.cov.values
         mean = self.model.statistics.mean_image(observation.y)
-        prior = self.model.statistics.variance_in(basis, *observation.y.shape[-2:], observation.y)
+        prior = self.model.statistics.variance_of(observation.cov)
         z = basis.forward(observation.y - mean)
         return mean + basis.inverse(torch.where(observation.observed, z, z * ((prior + sigma**2) / (prior + values)).sqrt()))
 

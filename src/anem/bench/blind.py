@@ -19,7 +19,6 @@ Pictures of all estimates are beside the report. Needs ``make data``.
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,15 +82,14 @@ class Size:
 
 
 class BaseEnergy(EnergyModel):
-    """The Gaussian energy of independent coordinates, U₀ = Σ ½[ρ²/t + log 2πt] with t = c + λ, from the data statistics alone."""
+    """The Gaussian energy of independent coordinates, from the data statistics alone."""
 
     def __init__(self, statistics: DataStatistics) -> None:
         super().__init__()
         self.statistics = statistics
 
     def energy(self, y: Tensor, cov: Covariance) -> Tensor:
-        t = cov.values + self.statistics.variance_in(cov.basis, y.shape[-2], y.shape[-1], y)
-        return 0.5 * (self.statistics.residual(y, cov.basis).square() / t + (2 * math.pi * t).log()).flatten(1).sum(1)
+        return self.statistics.gaussian_energy(self.statistics.residual(y, cov.basis), cov)
 
 
 def run(context: Context) -> None:

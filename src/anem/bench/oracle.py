@@ -112,7 +112,7 @@ def errors(model: EnergyModel, exact: Evaluation, statistics: DataStatistics) ->
     ``little`` is the share of coordinates with λ ≤ c, and ``variance_little`` the error of their variances times that share.
     """
     got, lam = model(exact.y, exact.cov), exact.cov.values
-    c = statistics.variance_in(exact.cov.basis, lam.shape[-2], lam.shape[-1], lam)
+    c = statistics.variance_of(exact.cov)
     variance = (got.posterior_variance - exact.posterior_variance).abs() * (1 / c + 1 / lam)
     little = (lam <= c).to(lam)
     per_coordinate = {

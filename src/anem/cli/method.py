@@ -83,8 +83,7 @@ def by_energy(
     record: dict = {"calls": found.calls}
     if found.acceptance is not None:
         record["acceptance"] = round(float(found.acceptance.mean()), 3)
-    height, width = observation.cov.shape[-2:]
-    trusted = observation.cov.values <= 10 * model.statistics.variance_in(observation.cov.basis, height, width, measurement)
+    trusted = observation.cov.values <= 10 * model.statistics.variance_of(observation.cov)
     variance = found.variance if found.variance is not None and bool(trusted.any()) else None
     variance = None if variance is None else torch.where(trusted, variance, torch.nan)
     return Drawn(found.samples, record | {"ends": found.sampler.final}, found.energy, variance)

@@ -254,7 +254,7 @@ def audit_variance(
     sampler = sampler or Sampler("sde-2m", final="noisy")
     if samples < 2 or sampler.final != "noisy":
         raise ValueError(f"samples: wanted at least 2 and a sampler that ends 'noisy', got {samples} and {sampler.final!r}")
-    prior = model.statistics.variance_in(cov.basis, *images.shape[-2:], cov.values)
+    prior = model.statistics.variance_of(cov)
     small = cov.values <= prior
     judged = bool(small.any())
     used = small if judged else torch.ones_like(small)

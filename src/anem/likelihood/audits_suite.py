@@ -104,7 +104,7 @@ def family_covariances(
         for _ in range(64):
             drawn = draw_covariances(shape, statistics, noise, generator, families).cov[:1]
             cov = Covariance(drawn.basis.symmetrise(drawn.values.double()), drawn.basis)
-            known = float((cov.values <= statistics.variance_in(cov.basis, *shape[-2:], cov.values)).double().mean())
+            known = float((cov.values <= statistics.variance_of(cov)).double().mean())
             if known > most:
                 best, most = cov, known
             if known >= KNOWN:

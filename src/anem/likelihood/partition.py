@@ -105,7 +105,7 @@ def _population_weights(
 ) -> Tensor:
     """log Ẑ at every level, (levels, P)."""
     cov = levels[0].expand(chains)
-    spread = cov.values + model.statistics.variance_in(cov.basis, *cov.shape[-2:], cov.values)
+    spread = cov.values + model.statistics.variance_of(cov)
     y = model.statistics.mean_image(cov.values) + cov.replace(spread).sample(generator)
     now = model(y, cov)
     log_w = (-now.energy - anchor_log_prob(model.statistics, cov.basis.forward(y), cov)).reshape(-1, population)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -24,9 +23,7 @@ def anchor(statistics: DataStatistics, cov: Covariance) -> Covariance:
 
 def anchor_log_prob(statistics: DataStatistics, z: Tensor, cov: Covariance) -> Tensor:
     """log N(z; Bμ, c + λ) of coordinates z, (B,)."""
-    rho = z - cov.basis.forward(statistics.mean_image(z).expand_as(z))
-    total = statistics.variance_in(cov.basis, z.shape[-2], z.shape[-1], z) + cov.values
-    return -0.5 * (rho.square() / total + (2 * math.pi * total).log()).flatten(1).sum(1)
+    return -statistics.gaussian_energy(z - cov.basis.forward(statistics.mean_image(z).expand_as(z)), cov)
 
 
 def geometric_path(waypoints: Sequence[Covariance], steps: int) -> tuple[list[Covariance], list[int]]:

@@ -107,7 +107,7 @@ class _Guard:
     def __init__(self, model: EnergyModel, observation: Observation, chains: range, images: int, steps: int) -> None:
         basis, y, statistics = observation.cov.basis, observation.y, model.statistics
         self.mean = basis.forward(statistics.mean_image(y).expand(y.shape))
-        self.variance = statistics.variance_in(basis, y.shape[-2], y.shape[-1], y).amax((1, 2, 3), keepdim=True)
+        self.variance = statistics.variance_of(observation.cov).to(y).amax((1, 2, 3), keepdim=True)
         self.slack = torch.where(observation.observed, 2 * (basis.forward(y) - self.mean).abs(), 0.0)
         self.chains, self.images, self.steps = chains, images, steps
 

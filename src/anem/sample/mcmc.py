@@ -181,8 +181,7 @@ class _Scaled(Target):
     def __init__(self, observation: Observation, level: Covariance, statistics: DataStatistics, chains: int) -> None:
         super().__init__(observation)
         self.level, self.chains = level, chains
-        basis, (height, width) = level.basis, level.shape[-2:]
-        total = statistics.variance_in(basis, height, width, level.values) + level.values
+        basis, total = level.basis, statistics.variance_of(level) + level.values
         gap = torch.where(self.observed, self.values - level.values, torch.inf)
         weight = total / (total + gap)  # of y, zero where nothing was observed
         centre = basis.forward(statistics.mean_image(observation.y).expand_as(observation.y))

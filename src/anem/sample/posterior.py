@@ -323,7 +323,7 @@ def sample_prior(
 
     def anchor(generators: list[torch.Generator]) -> Observation:
         cov = Covariance.white(statistics.lambda_max, shape, as_basis(basis), double)
-        spread = cov.replace(cov.values + statistics.variance_in(cov.basis, shape[-2], shape[-1], double))
+        spread = cov.replace(cov.values + statistics.variance_of(cov))
         y = statistics.mean_image(double) + spread.sample(generators)
         return Observation(y, cov, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
 
