@@ -12,9 +12,11 @@ from torch import nn
 from training_fakes import make_config, make_parts
 
 from anem.corruptions import NoiseConfig, draw_covariances
+from anem.files import write_text
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
-from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState, write_atomically
+from anem.statistics import DataStatistics
+from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState
 from anem.train.config import CheckpointConfig, EMAConfig, to_dict
 from anem.train.ema import EMA
 from anem.train.loop import train
@@ -152,9 +154,9 @@ def test_killed_writer_leaves_rubbish_that_the_next_removes(tmp_path):
 
 def test_failed_atomic_write_changes_nothing(tmp_path):
     path = tmp_path / "file"
-    write_atomically(path, "old")
+    write_text(path, "old")
     with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
+        write_text(path, "new \ud800")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -179,3 +181,15 @@ def test_network_resumes_bit_for_bit(tmp_path):
     assert results["whole"].keys() == results["pieces"].keys()
     for name, tensor in results["whole"].items():
         assert torch.equal(tensor, results["pieces"][name]), name
+
+
+def test_weights_under_another_card_are_refused(tmp_path):
+    """As after a process that was killed between the two renames."""
+    statistics = DataStatistics(1, 8, 8)
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.manual_seed(seed)
+        EnergyNetwork(NetworkConfig.preset("tiny"), statistics).save_pretrained(tmp_path / name)
+    assert isinstance(EnergyNetwork.from_pretrained(tmp_path / "a"), EnergyNetwork)
+    (tmp_path / "a" / "model.safetensors").replace(tmp_path / "b" / "model.safetensors")
+    with pytest.raises(ValueError, match="not a model of this package: its card is of other weights"):
+        EnergyNetwork.from_pretrained(tmp_path / "b")

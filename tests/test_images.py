@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anem.images import from_integers, from_tensor, read_array, read_image, read_mask, replaced, save_image, to_integers, to_tensor
+from anem.files import replacing
+from anem.images import from_integers, from_tensor, read_array, read_image, read_mask, save_image, to_integers, to_tensor
 from anem.random import generators_for
 
 BYTES = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -259,7 +260,7 @@ def test_saved_images_read_back_and_failures_leave_nothing(tmp_path):
     for bad in (torch.full((1, 4, 4), float("nan")), torch.zeros(2, 4, 4), torch.zeros(2, 3, 4, 4)):
         with pytest.raises(ValueError):
             save_image(bad, tmp_path / "x.png")
-    with pytest.raises(RuntimeError), replaced(tmp_path / "x.png") as temporary:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "x.png") as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert (tmp_path / "x.png").read_bytes() == before

@@ -1,9 +1,12 @@
-"""The files of a model, written whole or not at all, and read with one line on what is wrong with them."""
+"""Files that are written whole or not at all, and those of a model, read with one line on what is wrong with them."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +14,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-__all__ = ["read_model", "write_model"]
+__all__ = ["read_model", "replacing", "write_model", "write_text"]
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well, and vanishes when it fails.
+
+    Arguments:
+        durable: only once its bytes are on the disk, so that a power cut leaves one or the other too.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # as the user's umask has it, whatever the writer did
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str, durable: bool = False) -> None:
+    """Replace the contents of ``path`` by ``text``, or leave it as it was; ``durable`` as in :func:`replacing`."""
+    with replacing(path, durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], Network]) -> Network:
@@ -24,7 +55,7 @@ def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], 
 
     Raises:
         FileNotFoundError: no such files.
-        ValueError: a card or weights of another kind of model, or weights that are not finite.
+        ValueError: a card or weights of another kind of model, a card of other weights, or weights that are not finite.
     """
     folder = Path(folder)
     try:
@@ -32,8 +63,10 @@ def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], 
         if card.get("format") != kind:
             raise ValueError(f"its card says format {card.get('format')!r}, wanted {kind!r}")
         card["network"] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["network"].items()}
-        model = build(card)
-        model.load_state_dict(load((folder / "model.safetensors").read_bytes()))
+        model, weights = build(card), (folder / "model.safetensors").read_bytes()
+        if card.get("sha256", digest := hashlib.sha256(weights).hexdigest()) != digest:
+            raise ValueError("its card is of other weights")
+        model.load_state_dict(load(weights))
         strange = [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]
         if strange:
             raise ValueError(f"wanted finite weights, got others in {strange[0]}")
@@ -45,15 +78,13 @@ def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], 
 
 
 def write_model(folder: Path, network: nn.Module, card: Mapping[str, object]) -> None:
-    """``model.safetensors`` and ``card.json`` in ``folder``, created, both under temporary names before either takes its place."""
+    """``model.safetensors`` and ``card.json`` in ``folder``, created, both under temporary names before either takes its place.
+
+    The card gets the ``sha256`` of the weights, so that one is not read with the other's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    files = {"model.safetensors": save(tensors), "card.json": json.dumps(card, indent=1).encode()}
-    try:
-        for name, data in files.items():
-            (folder / f".{name}.tmp").write_bytes(data)
-        for name in files:
-            (folder / f".{name}.tmp").replace(folder / name)
-    finally:
-        for name in files:
-            (folder / f".{name}.tmp").unlink(missing_ok=True)
+    weights = save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
+    described = json.dumps({**card, "sha256": hashlib.sha256(weights).hexdigest()}, indent=1).encode()
+    with contextlib.ExitStack() as both:
+        for name, data in {"card.json": described, "model.safetensors": weights}.items():
+            both.enter_context(replacing(folder / name)).write_bytes(data)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from anem.files import replacing
 from anem.random import Generators, uniform
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "read_array",
     "read_image",
     "read_mask",
-    "replaced",
     "save_image",
     "to_integers",
     "to_tensor",
@@ -135,18 +133,6 @@ def read_mask(path: str | os.PathLike) -> Tensor:
     return _planes(array[None] > np.iinfo(array.dtype).max // 2)
 
 
-@contextmanager
-def replaced(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well and vanishes when it fails."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_image(image: Tensor | Image.Image, path: str | os.PathLike, dtype: torch.dtype = torch.uint8) -> None:
     """Write one image, (C, H, W) or (1, C, H, W) in [0, 1], or a PIL image, as PNG; never a half-written file.
 
@@ -161,7 +147,7 @@ def save_image(image: Tensor | Image.Image, path: str | os.PathLike, dtype: torc
         if image.ndim != 3:
             raise ValueError(f"image: wanted shape (C, H, W), got {tuple(image.shape)}")
         image = as_pil(to_integers(image.detach().cpu(), dtype))
-    with replaced(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         image.save(file, format="PNG")
 
 

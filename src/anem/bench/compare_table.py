@@ -6,6 +6,7 @@ from pathlib import Path
 
 from anem.bench.compare_methods import METHODS
 from anem.bench.report import Figure, Report, format_value
+from anem.files import write_text
 
 __all__ = ["COLUMNS", "markdown", "overview", "write_table"]
 
@@ -123,4 +124,4 @@ def _interval(figures: dict[str, Figure], name: str, digits: int = 4) -> str:
 
 def write_table(report: Report, file: Path) -> None:
     """Write :func:`markdown` to a file."""
-    file.write_text(markdown(report), encoding="utf-8")
+    write_text(file, markdown(report))

@@ -8,7 +8,6 @@ import importlib
 import json
 import math
 import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 
 from anem.bench.report import Figure, Report, Value, judge, write_json
 from anem.bench.revision import code, commit, weights_digest
+from anem.files import replacing
 from anem.hub import load
 from anem.network import EnergyNetwork
 from anem.random import check_device, generator_of
@@ -142,9 +142,9 @@ class Context(Settings):
             if self.worker and not _claim(file):
                 continue
             if not file.exists():
-                made, part = make(item), file.with_name(f".{file.name}.{os.getpid()}.part")
-                torch.save(made, part)
-                part.replace(file)
+                made = make(item)
+                with replacing(file) as part:
+                    torch.save(made, part)
             if not self.worker:
                 found.append(torch.load(file, weights_only=True))
         return None if self.worker else found
@@ -268,7 +268,7 @@ def _prepare_pieces(out: Path, report: Report, fresh: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         write_json(mark, identity)
-    for file in (*folder.glob("*.claim"), *folder.glob(".*.part")):
+    for file in (*folder.glob("*.claim"), *folder.glob(".*.tmp")):
         file.unlink()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from anem.files import write_text
 
 __all__ = ["Figure", "Report", "Value", "format_value", "judge", "table", "write_json"]
 
@@ -135,10 +135,4 @@ def format_value(value: Value, digits: int = 4) -> str:
 def write_json(file: Path, data: dict) -> None:
     """Write JSON so that the file is at every moment either the old one or the whole new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(file)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+    write_text(file, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

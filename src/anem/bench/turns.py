@@ -18,8 +18,8 @@ import torch
 from anem.bench.harness import Context, pieces_folder
 from anem.bench.report import write_json
 from anem.energy import EnergyModel
+from anem.files import write_text
 from anem.train import Callback, NonFiniteLoss, Parts, StepRecord, TrainConfig, TrainState, train
-from anem.train.checkpoint import write_atomically
 
 __all__ = ["Clock", "Contender", "Point", "Record", "advance", "next_goal", "rewind", "spend", "sweep"]
 
@@ -98,7 +98,7 @@ def rewind(contender: Contender, images: int) -> None:
     kept = folder / f"step-{images // contender.config.batch_size:08d}.safetensors"
     if not kept.is_file():
         raise ValueError(f"{kept}: missing, though the record ends there; move {contender.config.output} away to start afresh")
-    write_atomically(folder / "latest", kept.name + "\n")
+    write_text(folder / "latest", kept.name + "\n", durable=True)
     for other in folder.glob("step-*.safetensors"):
         if other != kept:
             other.unlink()

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from anem.train.checkpoint import TrainState, write_atomically
+from anem.files import write_text
+from anem.train.checkpoint import TrainState
 from anem.train.config import TrainConfig, to_dict
 from anem.train.evaluate import Report
 
@@ -82,7 +83,7 @@ class History(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.step]
-            write_atomically(self.path, "".join(line + "\n" for line in kept))
+            write_text(self.path, "".join(line + "\n" for line in kept))
         self._write("start", state, {"config": to_dict(config)})
 
     def on_step(self, state: TrainState, record: StepRecord) -> None:

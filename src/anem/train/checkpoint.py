@@ -6,10 +6,8 @@ whole state. A checksum of the tensors travels in the header.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anem.files import replacing, write_text
 from anem.train.config import CheckpointConfig
 from anem.train.ema import EMA
 
-__all__ = ["CheckpointStore", "Snapshot", "TrainState", "load_exactly", "write_atomically"]
+__all__ = ["CheckpointStore", "Snapshot", "TrainState", "load_exactly"]
 
 FORMAT = "anem-checkpoint-1"
 
@@ -150,12 +149,12 @@ class CheckpointStore:
         tensors = state.tensors()
         header = {"format": FORMAT, "step": str(state.step), "images": str(state.images), "config": json.dumps(self.card)}
         header["checksum"] = _checksum(tensors)
-        with _replacing(path) as temporary:
+        with replacing(path, durable=True) as temporary:
             try:
                 save_file(tensors, temporary, header)
             except SafetensorError as error:
                 raise OSError(f"checkpoint {path}: not written ({error}); the last good one is {self.latest()}") from None
-        write_atomically(self.folder / "latest", path.name + "\n")
+        write_text(self.folder / "latest", path.name + "\n", durable=True)
         self.written = time.monotonic()
         old = sorted(p for p in self.folder.glob("step-*.safetensors") if p != path)
         for extra in old[: max(0, len(old) + 1 - self.config.keep)]:
@@ -163,28 +162,6 @@ class CheckpointStore:
         for half in self.folder.glob("*.tmp"):  # of a process that was killed while writing
             half.unlink(missing_ok=True)
         return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the contents of ``path`` by ``text``, or leave it as it was."""
-    with _replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path):
-    """A temporary file name that takes the place of ``path`` once the block ends well and its bytes are on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # as the user's umask has it, whatever the writer did
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
