@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from anem.bases import Basis, Pixel, coherence
 from anem.covariance import Covariance
@@ -37,7 +36,7 @@ from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.evaluator import Correction, Evaluator
 from anem.files import read_model, write_model
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
-from anem.nn.unet import UNet
+from anem.nn.unet import UNet, noise_map, padded
 from anem.propagation import propagate
 from anem.random import check_device
 from anem.statistics import DataStatistics
@@ -101,6 +100,11 @@ class NetworkConfig:
             raise ValueError(f"preset: wanted one of {', '.join(presets)}, got {name!r}")
         return presets[name]
 
+    def unet(self, inputs: int, maps: int, outputs: int) -> UNet:
+        """A U-Net of this shape, for so many channels in and out."""
+        shape = (self.channels, self.blocks, self.attention, self.stem, self.embedding, self.norm, self.dropout)
+        return UNet(inputs, maps, outputs, *shape)
+
     def override(self, **changes: Any) -> NetworkConfig:
         """The same shape with some fields changed."""
         return replace(self, **changes)
@@ -138,18 +142,7 @@ class EnergyNetwork(EnergyModel):
         anchored = config.form == "anchored"
         features = (4 if anchored else 1) * colours
         outputs = colours + 2 if anchored else colours
-        self.unet = UNet(
-            features,
-            2 * colours,
-            outputs,
-            config.channels,
-            config.blocks,
-            config.attention,
-            config.stem,
-            config.embedding,
-            config.norm,
-            config.dropout,
-        )
+        self.unet = config.unet(features, 2 * colours, outputs)
         self.damp, self.weigh = nn.Linear(SPECTRAL_FEATURES, 1), nn.Linear(SPECTRAL_FEATURES, config.rounds + 2)
         for layer in (self.damp, self.weigh):
             nn.init.zeros_(layer.weight)
@@ -240,15 +233,9 @@ class EnergyNetwork(EnergyModel):
         return self.unet.enter.weight.dtype
 
     def _network(self, features: list[Tensor], ratio: Tensor, summary: Tensor, split: Sequence[int]) -> Sequence[Tensor]:
-        """The U-Net on image-space features and the log noise-to-data ratio, padded to a size it can halve."""
-        dtype = self._dtype
-        height, width = ratio.shape[-2:]
-        extra = (0, -width % self.unet.multiple, 0, -height % self.unet.multiple)
-        noise_map = torch.cat([ratio / 8, torch.sigmoid(-ratio)], 1).to(dtype)
-        image = torch.cat([f.to(dtype) for f in features], 1)
-        if any(extra):
-            noise_map, image = pad(noise_map, extra), pad(image, extra)
-        return self.unet(image, noise_map, summary)[..., :height, :width].split(list(split), 1)
+        """The U-Net on image-space features and the log noise-to-data ratio."""
+        image = torch.cat([f.to(self._dtype) for f in features], 1)
+        return padded(self.unet, image, noise_map(ratio).to(self._dtype), summary).split(list(split), 1)
 
     # Interface
 
@@ -372,9 +359,7 @@ class EnergyNetwork(EnergyModel):
         Arguments:
             card: what else the card should say: data, split, steps, figures.
         """
-        _, height, width = self.statistics.spectrum.shape
-        shape = {"channels": len(self.statistics.mean), "height": height, "width": width, "dct": list(self.statistics.dct)}
-        full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "statistics": shape}
+        full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "statistics": self.statistics.shape()}
         write_model(Path(folder), self, full)
 
     @classmethod

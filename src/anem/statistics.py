@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,11 @@ class DataStatistics(nn.Module):
         # The data about μ are close to stationary; correlated channels add up.
         stats.largest_eigenvalue.copy_(stats.spectrum.sum(0).max())
         return stats
+
+    def shape(self) -> dict[str, Any]:
+        """The arguments that make statistics of this shape, ready for JSON."""
+        channels, height, width = self.spectrum.shape
+        return {"channels": channels, "height": height, "width": width, "dct": list(self.dct)}
 
     @property
     def lambda_max(self) -> float:

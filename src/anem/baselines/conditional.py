@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from anem.baselines.isotropic import each_sample
 from anem.corruptions import NoiseBatch
@@ -25,7 +24,7 @@ from anem.files import read_model, write_model
 from anem.losses import LossTerms
 from anem.network import NetworkConfig
 from anem.nn.embedding import SPECTRAL_FEATURES
-from anem.nn.unet import UNet
+from anem.nn.unet import noise_map, padded
 from anem.operators import LinearOperator, make_operator
 from anem.random import Generators
 from anem.statistics import DataStatistics
@@ -72,18 +71,13 @@ class ConditionalNetwork(nn.Module):
         super().__init__()
         self.config, self.problem, self.statistics = config, problem, statistics
         channels, height, width = statistics.spectrum.shape
-        c = config
-        self.unet = UNet(2 * channels, 2 * channels, channels, c.channels, c.blocks, c.attention, c.stem, c.embedding, c.norm, c.dropout)
+        self.unet = config.unet(2 * channels, 2 * channels, channels)
         self.operator = make_operator(problem.task, (1, channels, height, width), **problem.settings)  # type: ignore[arg-type]
 
     def forward(self, seen: Tensor, x: Tensor, level: Tensor) -> Tensor:
         """Arguments: measurement image and x_t, (B, C, H, W), of about unit size; log level (B,)."""
-        height, width = x.shape[-2:]
-        extra = (0, -width % self.unet.multiple, 0, -height % self.unet.multiple)
-        values = level.reshape(-1, 1, 1, 1).expand_as(x)
-        noise_map = torch.cat([values / 8, torch.sigmoid(-values)], 1)
         summary = x.new_zeros(len(x), SPECTRAL_FEATURES)
-        return self.unet(pad(torch.cat([seen, x], 1), extra), pad(noise_map, extra), summary)[..., :height, :width]
+        return padded(self.unet, torch.cat([seen, x], 1), noise_map(level.reshape(-1, 1, 1, 1).expand_as(x)), summary)
 
     def check(self, operator: LinearOperator, image_shape: tuple[int, ...]) -> None:
         """Raise ValueError unless ``operator`` is the one of the training."""
@@ -95,9 +89,8 @@ class ConditionalNetwork(nn.Module):
 
     def save_pretrained(self, folder: str | Path, card: Mapping[str, object] | None = None) -> None:
         """Write ``model.safetensors`` and ``card.json`` into ``folder``, both under temporary names before either takes its place."""
-        channels, height, width = self.statistics.spectrum.shape
-        shape = {"channels": channels, "height": height, "width": width, "dct": list(self.statistics.dct)}
-        full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "problem": asdict(self.problem), "statistics": shape}
+        network, problem = asdict(self.config), asdict(self.problem)
+        full = {**(card or {}), "format": _FORMAT, "network": network, "problem": problem, "statistics": self.statistics.shape()}
         write_model(Path(folder), self, full)
 
     @classmethod

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import avg_pool2d, pad, pixel_shuffle, pixel_unshuffle
 
 from anem.nn.embedding import CovarianceEmbedding
 from anem.nn.functional import GradientScope
 from anem.nn.layers import Attention, Block, Conv
 
-__all__ = ["UNet"]
+__all__ = ["UNet", "noise_map", "padded"]
 
 
 class _Stage(nn.Module):
@@ -92,3 +92,17 @@ class UNet(nn.Module):
             x = self.decoder[level](x, embeddings[level])
         x = self.leave(x) * torch.exp(self.gain(embeddings[0]))
         return pixel_shuffle(x, self.stem)
+
+
+def noise_map(log_ratio: Tensor) -> Tensor:
+    """What the U-Net is told of noise, (B, 2C, H, W), from its log ratio to the data, log λ/c, (B, C, H, W)."""
+    return torch.cat([log_ratio / 8, torch.sigmoid(-log_ratio)], 1)
+
+
+def padded(unet: UNet, features: Tensor, noise: Tensor, summary: Tensor) -> Tensor:
+    """The U-Net on images of any size: with zeros on the right and below up to sides that it can halve, and these cut off again."""
+    height, width = features.shape[-2:]
+    extra = (0, -width % unet.multiple, 0, -height % unet.multiple)
+    if any(extra):
+        features, noise = pad(features, extra), pad(noise, extra)
+    return unet(features, noise, summary)[..., :height, :width]
