@@ -159,7 +159,7 @@ class Workload:
     def sampling_step(self, model: EnergyModel | None = None) -> Tensor:
         """A step of the ancestral kernel from Σ, the first network call included; float64 states as in sampling."""
         y, cov = self.y.double(), self.cov.to(torch.float64)
-        observation = Observation(y, cov, torch.ones_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+        observation = Observation.of(y, cov)
         noise = Noise(torch.Generator(y.device).manual_seed(0))
         return run_chain(model or self.model, observation, Geometric(1), as_kernel("ancestral"), noise=noise, final="noisy").x
 

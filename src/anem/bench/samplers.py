@@ -45,7 +45,7 @@ STATISTICS = ("mean", "covariance", "energy distance")
 def fully_observed(y: Tensor, cov: Covariance, chains: int) -> Observation:
     """An observation y = x + n of one image (1, C, H, W), n of known covariance, for a batch of chains."""
     y = y.expand(chains, -1, -1, -1)
-    return Observation(y, cov.expand(chains), torch.ones_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+    return Observation.of(y, cov.expand(chains))
 
 
 def random_covariance(basis: str, shape: tuple[int, int, int], low: float, high: float, generator: torch.Generator) -> Covariance:

@@ -99,7 +99,7 @@ def run(context: Context) -> None:
 def chain(workload: Workload, steps: int) -> Tensor:
     """Ends of ancestral chains from the workload's observations, (B, C, H, W)."""
     y, cov = workload.y.double(), workload.cov.to(torch.float64)
-    observation = Observation(y, cov, torch.ones_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+    observation = Observation.of(y, cov)
     noise = Noise(torch.Generator().manual_seed(0))
     return run_chain(workload.model, observation, Geometric(steps), as_kernel("ancestral"), noise=noise).x
 

@@ -280,7 +280,7 @@ def audit_variance(
 
 def observed_exactly(y: Tensor, cov: Covariance) -> Observation:
     """y itself as the observation, all of it observed."""
-    return Observation(y, cov, torch.ones_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+    return Observation.of(y, cov)
 
 
 def ratio_minus_one(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:

@@ -55,6 +55,11 @@ class Observation:
     observed: Tensor
     log_evidence_terms: Tensor
 
+    @classmethod
+    def of(cls, y: Tensor, cov: Covariance, observed: bool = True) -> Observation:
+        """A noisy image, (B, C, H, W), all of which is observed or nothing, without a measurement that it comes from."""
+        return cls(y, cov, torch.full_like(y, observed, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+
     def log_evidence(self, energy: Callable[[Tensor, Covariance], Tensor]) -> Tensor:
         """log p(m) in nats, (B,), with ``energy(y, cov)`` such as ``model.energy``; the graph is kept."""
         return self.log_evidence_terms - energy(self.y, self.cov)

@@ -325,7 +325,7 @@ def sample_prior(
         cov = Covariance.white(statistics.lambda_max, shape, as_basis(basis), double)
         spread = cov.replace(cov.values + statistics.variance_of(cov))
         y = statistics.mean_image(double) + spread.sample(generators)
-        return Observation(y, cov, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y[:, 0, 0, 0]))
+        return Observation.of(y, cov, observed=False)
 
     sampler = Sampler(kernel, corrector, as_schedule(schedule or WaterFilling(steps), steps), final, chunk, callback)
     return sampler.sample(model, anchor, shape, 1, seed, like)
