@@ -263,7 +263,7 @@ def audit_variance(
     y = x + own.sample(generator)
     at = evaluate(model, y, own)
     seeds = torch.randint(2**40, (len(x),), generator=generator, device=x.device).tolist()
-    drawn = sampler.sample(model, lambda generators: observed_exactly(y, own), y.shape, samples, seeds, y).samples
+    drawn = sampler.sample(model, lambda generators: Observation.of(y, own), y.shape, samples, seeds, y).samples
     spread = torch.stack([own.basis.power(s - drawn.mean(0)) for s in drawn]).sum(0) / (samples - 1)
     # The samples are x_0 = x + n_0 at the end Σ_0: given y, n_0 is R (y − x) and a remainder of variance (1 − R) λ_0, R = λ_0/λ.
     end = sampler.schedule.end(own).values
@@ -277,10 +277,6 @@ def audit_variance(
         checks.append(check if judged else Check("variance", where, check.what, value, error))
     return checks
 
-
-def observed_exactly(y: Tensor, cov: Covariance) -> Observation:
-    """y itself as the observation, all of it observed."""
-    return Observation.of(y, cov)
 
 
 def ratio_minus_one(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
