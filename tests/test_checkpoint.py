@@ -146,7 +146,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, limit):
 def test_killed_writer_leaves_rubbish_that_the_next_removes(tmp_path):
     store = make_store(tmp_path)
     store.save(make_state(1))
-    (tmp_path / "step-00000002.safetensors.123.tmp").write_bytes(b"half")
+    (tmp_path / ".step-00000002.safetensors.123.tmp").write_bytes(b"half")
     assert store.latest().name == "step-00000001.safetensors"
     store.save(make_state(2))
     assert not list(tmp_path.glob("*.tmp"))

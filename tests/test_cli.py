@@ -419,6 +419,8 @@ def bad(tmp_path, pictures, mask) -> dict[str, Path]:
     Image.new("L", (SIZE + 1, SIZE)).save(tmp_path / "other_size.png")
     Image.new("L", (3, 3)).save(tmp_path / "black.png")
     Image.new("L", (SIZE + 2, 3), 255).save(tmp_path / "wide.png")
+    np.save(tmp_path / "empty.npy", np.ones((0, 0), np.uint8))
+    np.save(tmp_path / "colour.npy", np.ones((3, SIZE, SIZE), np.uint8))
     np.save(tmp_path / "bytes.npy", np.linspace(0, 255, SIZE * SIZE).reshape(SIZE, SIZE))
     (tmp_path / "empty").mkdir()
     (tmp_path / "result").mkdir()
@@ -473,7 +475,13 @@ REAL = ("--sigma", 0.1)
         ),
         (("a.png", "--mask", "bright.npy", *REAL), "bright.npy: wanted a mask of 0 (hidden) and 1 (seen), got 1.5 to 1.5"),
         (("a.png", "--mask", "words.npy", *REAL), "words.npy: wanted a mask (height, width)"),
-        (("a.png", *TASK, "--sigma", 1e4), "--sigma: wanted noise through which intensities in [0, 1] can be seen"),
+        (("a.png", "--mask", "empty.npy", *REAL), "empty.npy: wanted a mask (height, width)"),
+        (("a.png", "--mask", "colour.npy", *REAL), "wanted"),
+        (
+            ("a.png", "--task", "inpaint-random", "--missing", 1),
+            "inpainting: wanted something of the image to be measured, got all of it hidden",
+        ),
+        (("a.png", *TASK, "--sigma", 1e4), "sigma: wanted noise through which intensities in [0, 1] can be seen"),
         (("a.png", *TASK, "--std", 2), "--std: goes with --task deblur"),
         (("a.png", "--task", "sr4", "--missing", 0.5), "--missing: goes with --task inpaint-random"),
         (("a.png", "--mask", "mask.png", "--angle", 3, *REAL), "--angle: goes with --task deblur-motion"),

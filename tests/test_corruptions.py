@@ -154,6 +154,12 @@ def test_noise_of_measurements_is_mostly_where_measurements_have_it(low, high, i
             assert here.std() == pytest.approx(math.log(b / a) / 12**0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("shape", [(64, 1, 1, 16), (64, 1, 2, 2), (64, 3, 3, 5), (64, 1, 4, 9)])
+def test_blurs_of_tiny_images_are_drawn(shape):
+    values = draw(["gaussian-blur", "motion-blur", "box-filter"], shape).cov.values
+    assert values.shape == shape and bool(values.isfinite().all())
+
+
 def test_block_families_are_dropped_where_they_do_not_fit():
     names = NoiseConfig().family_names
     present = {names[i] for i in draw(shape=(512, 1, 9, 9)).family.tolist()}

@@ -77,6 +77,7 @@ def test_what_is_not_resolved_or_at_an_end_is_marked():
         (["--blind", "blur"], "--blind"),
         (["blurred.npy", "--blind", "blur", "--task", "deblur", "--measured"], "--measured"),
         (["blurred.npy", "--blind", "blur", "--scale", "2"], "--scale"),
+        (["blurred.npy", "--blind", "blur", "--std", "2", "--length", "9"], "--std and --length would tell it"),
         (["blurred.npy", "--blind", "box", "--sigma", "0.1"], "--sigma"),
         (["blurred.npy", "--blind", "white", "--sigma", "0.1"], "unknown setting"),
         (["clean.npy", "--blind", "super-resolution", "--task", "sr2"], "wanted measurements of the images' size, got 8 x 8 from sr2"),

@@ -30,6 +30,11 @@ def network(seed: int, images: torch.Tensor = IMAGES, **changes) -> EnergyNetwor
     return model
 
 
+@pytest.mark.parametrize("name", sorted(file.stem for file in TOOLS.glob("*.py")))
+def test_what_a_tool_imports_is_there(name):
+    tool(name)
+
+
 def test_average_is_the_mean_of_every_weight_and_leaves_the_statistics():
     models = [network(seed) for seed in range(3)]
     wanted = [sum(p.double() for p in parts) / 3 for parts in zip(*[m.parameters() for m in models], strict=True)]

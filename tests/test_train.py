@@ -78,6 +78,7 @@ def test_the_projects_own_configs_are_valid(path):
         ("batchsize = 3", "unknown key 'batchsize': did you mean 'batch_size'"),
         ("[optimiser]\nlearning_rat = 1.0", "unknown key 'optimiser.learning_rat': did you mean 'learning_rate'"),
         ("[zzz]\na = 1", "unknown key 'zzz': wanted one of output"),
+        ("projection = 0.03", r"unknown key 'projection': it goes into the table \[loss\]"),
         ("images = 'many'", "images: wanted int, got 'many'"),
         ("images = true", "images: wanted int, got True"),
         ("images = 1.5", "images: wanted int, got 1.5"),

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anem.images import from_integers, replaced
+from anem.files import replacing
+from anem.images import from_integers
 from anem.metrics import DISTS, LPIPS, Inception, frechet_distance
 
 GOLDEN = Path(__file__).parent.parent / "tests" / "data" / "golden_metrics.json"
@@ -87,7 +88,7 @@ def main() -> int:
             "command": "python tools/check_metrics.py DIR --out results/golden_metrics.json",
             "figures": figures,
         }
-        with replaced(arguments.out) as temporary:
+        with replacing(arguments.out) as temporary:
             temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0 if all(figure["holds"] for figure in figures.values()) else 1
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from anem.data import ImageData, load_dataset, mnist
-from anem.images import replaced
+from anem.files import replacing
 from anem.metrics import DigitClassifier
 from anem.random import normal, uniform
 
@@ -40,7 +40,7 @@ def train(data: ImageData, epochs: int, batch_size: int, rate: float, seed: int)
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     steps = epochs * len(data) // batch_size
     for step in range(steps):
-        indices = data.indices_for_step(step, batch_size, seed)
+        indices = data.indices(step * batch_size, batch_size, seed)
         x = moved(data.batch(indices, generator), generator)
         x = x + 0.1 * uniform((len(x), 1, 1, 1), generator, x) * normal(x.shape, generator, x)
         for group in optimiser.param_groups:
@@ -81,9 +81,9 @@ def main() -> None:
         "accuracy": {split: round(accuracy(model, sets[split]), 5) for split in ("validation", "tuning")},
         "splits": {"validation": "training images 55000 to 59999", "tuning": "test images 1000 to 1999"},
     }
-    with replaced(arguments.out) as temporary:
+    with replacing(arguments.out) as temporary:
         temporary.write_bytes(save(model.state_dict()))
-    with replaced(arguments.out.with_suffix(".json")) as temporary:
+    with replacing(arguments.out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(card["accuracy"]))
 

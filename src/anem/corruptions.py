@@ -168,14 +168,17 @@ def gaussian_blur(draw: NoiseDraw) -> Tensor:
     std = 0.3 * 10 ** draw.rand(n, 1, 1, 1).flatten()
     narrow = draw.rand(n, 1, 1, 1) < 0.5
     wide = (h - 1 + h % 2, w - 1 + w % 2)
-    few, many = (GaussianBlur(sides, std).response(draw.shape) for sides in (min(8, h, w), wide))
-    return _blurred(draw, torch.where(narrow, few, many))
+    response = torch.empty(n, 1, h, w, dtype=torch.complex64)
+    for sides, here in ((min(8, h, w), narrow.flatten()), (wide, ~narrow.flatten())):
+        if bool(here.any()):
+            response[here] = GaussianBlur(sides, std[here]).response(draw.shape)
+    return _blurred(draw, response)
 
 
 def motion_blur(draw: NoiseDraw) -> Tensor:
     """Blurs by motions of 2 to 12 pixels (less where the image is smaller), in any direction."""
     n, _, h, w = draw.shape
-    longest = min(12, h - 2, w - 2)
+    longest = max(0, min(12, h - 2, w - 2))
     shortest = min(2, longest)
     length = shortest + (longest - shortest) * draw.rand(n, 1, 1, 1).flatten()
     return _blurred(draw, MotionBlur(length, 180 * draw.rand(n, 1, 1, 1).flatten()).response(draw.shape))

@@ -85,6 +85,8 @@ def write_model(folder: Path, network: nn.Module, card: Mapping[str, object]) ->
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()})
     described = json.dumps({**card, "sha256": hashlib.sha256(weights).hexdigest()}, indent=1).encode()
+    for half in folder.glob(".*.tmp"):  # of a process that was killed while writing
+        half.unlink(missing_ok=True)
     with contextlib.ExitStack() as both:
         for name, data in {"card.json": described, "model.safetensors": weights}.items():
             both.enter_context(replacing(folder / name)).write_bytes(data)

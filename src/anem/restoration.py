@@ -84,7 +84,8 @@ def sample_posterior(
 
     Arguments:
         measurement: m: a PIL image, an array (H, W), (H, W, C), (B, H, W) or (B, H, W, C), a tensor (H, W), (C, H, W) or (B, C, H, W), or
-            a list of one of these. Integers are 8 or 16 bits; floats are intensities, [0, 1] for a clean image, and may exceed it.
+            a list of one of these. Integers are 8 or 16 bits; floats are intensities, [0, 1] for a clean image, and may exceed it
+            up to ±100.
         operator: H.
         sigma: standard deviation of the noise in m, in intensities: a number, (B,), or a map where the operator allows it.
         samples: S, draws for each image.

@@ -109,7 +109,7 @@ class DataStatistics(nn.Module):
 
     def gaussian_energy(self, rho: Tensor, cov: Covariance) -> Tensor:
         """U₀ = Σ_k ½ [ρ_k²/t_k + log 2πt_k] with t = c + λ, in nats, (B,): coordinates ρ = B (y − μ), (B, C, H, W), as if independent."""
-        total = self.variance_of(cov).to(rho) + cov.values.to(rho)
+        total = self.variance_of(cov) + cov.values
         return 0.5 * (rho.square() / total + (2 * math.pi * total).log()).flatten(1).sum(1)
 
     def _variance_in(self, basis: Basis, height: int, width: int) -> Tensor:

@@ -69,8 +69,11 @@ class Evidence:
         """At many coordinates, in pieces of a size that memory allows and without a graph: (P, D) to (P,), −∞ where θ is impossible."""
         out = torch.full((len(u),), -math.inf, dtype=torch.float64)
         possible = self.family.possible(self.family.values(u)).nonzero()[:, 0]
-        for rows in possible.split(max(1, _NUMBERS // (self.draws * self.measurement.numel()))) if len(possible) else ():
+        each, done = self.draws, 0  # energies a point, as long as it is not known that everything is observed
+        while done < len(possible):
+            rows, before = possible[done : done + max(1, _NUMBERS // (each * self.measurement.numel()))], self.calls
             out[rows] = self(u[rows]).cpu().double()
+            each, done = -(-(self.calls - before) // len(rows)), done + len(rows)
         return out
 
     def derivatives(self, u: Tensor, free: Tensor) -> tuple[float, Tensor, Tensor]:

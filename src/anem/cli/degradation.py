@@ -27,6 +27,9 @@ SETTINGS: dict[str, dict[str, float | None]] = {
 }
 """Options that only some tasks have, with what they are unless given (None: as :func:`anem.make_operator` has it)."""
 
+OWN = tuple({name: None for settings in SETTINGS.values() for name in settings})
+"""Their names."""
+
 
 @dataclass
 class Degradation:
@@ -62,7 +65,7 @@ class Degradation:
             raise ValueError(f"degradation: wanted one of --task, --mask, --kernel, --scale, got {' and '.join(self.given()) or 'none'}")
         if self.measured and self.task is None:
             raise ValueError("--measured: goes with --task; --mask, --kernel and --scale are for real images anyway")
-        for name in {name: None for own in SETTINGS.values() for name in own}:
+        for name in OWN:
             if getattr(self, name) is not None and name not in SETTINGS.get(self.task or "", ()):
                 tasks = " or ".join(task for task, own in SETTINGS.items() if name in own)
                 raise ValueError(f"--{name}: goes with --task {tasks}")

@@ -43,19 +43,23 @@ def check_size(shape: Sequence[int], model: EnergyModel) -> None:
 
 
 def check_measurements(names: Sequence[str], measurement: Tensor, operator: LinearOperator, model: EnergyModel, sigma: float) -> None:
-    """Raise ValueError for measurements (B, C, h, w) of images of another size than the model's; say so where noise was clipped."""
+    """Raise ValueError for measurements (B, C, h, w) of another size than the model's or operator's; say where noise was clipped."""
     shape = operator.image_shape(measurement.shape)
     check_size(shape, model)
+    operator.check_measurement(measurement, sigma)
     if sigma * 256 < 1:
         return  # less than a step of 8 bits: what is at an end of the range was there before the noise
     seen = operator.measured(shape, measurement)
     note_clipping(names, measurement, seen if seen.shape[-2:] == measurement.shape[-2:] else None)
 
 
-def check_observed(observation: Observation, sigma: float) -> None:
-    """Raise ValueError where a measurement has no coordinate with less noise than what stands for none."""
-    if not bool(observation.observed.any()):
-        raise ValueError(f"--sigma: wanted noise through which intensities in [0, 1] can be seen, got a standard deviation of {sigma:g}")
+def check_observed(observation: Observation, operator: LinearOperator, sigma: float) -> None:
+    """Raise ValueError where a measurement says nothing: all is hidden, or the noise is above what stands for none."""
+    if bool(observation.observed.any()):
+        return
+    if not bool((operator.response(observation.y.shape, observation.y).abs() > 0).any()):
+        raise ValueError(f"{operator.name}: wanted something of the image to be measured, got all of it hidden")
+    raise ValueError(f"sigma: wanted noise through which intensities in [0, 1] can be seen, got a standard deviation of {sigma:g}")
 
 
 def note_clipping(names: Sequence[str], measurement: Tensor, seen: Tensor | None = None) -> None:
@@ -87,7 +91,7 @@ def read_mask_file(path: Path) -> Tensor:
             raise ValueError(f"{path}: wanted a mask with pixels seen, of at least half of white ({full}), got {largest} at most")
         return mask
     array = read_npy(path)
-    if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
+    if array.ndim not in (2, 3) or array.dtype.kind not in "biuf" or array.size == 0:
         raise ValueError(f"{path}: wanted a mask (height, width) or (channels, height, width), got {array.dtype} of shape {array.shape}")
     mask = torch.from_numpy(array.astype(np.float32))[(None,) * (4 - array.ndim)]
     if not bool(((mask >= 0) & (mask <= 1)).all()) or not bool(mask.any()):

@@ -89,7 +89,7 @@ class LogProb:
         if self.degradation.real:
             check_measurements(names, measurement, operator, model, self.degradation.noise)
         observation = operator.observe(measurement, self.degradation.noise, model.statistics, generators)
-        check_observed(observation, self.degradation.noise)
+        check_observed(observation, operator, self.degradation.noise)
         chunks = [observation[b : b + 64] for b in range(0, len(names), 64)]
         with torch.no_grad():
             energy = torch.cat([model.energy(chunk.y, chunk.cov) for chunk in chunks])

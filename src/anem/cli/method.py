@@ -78,7 +78,7 @@ def by_energy(
     from anem.cli.report import Drawn
 
     observation = operator.observe(measurement, sigma, model.statistics, torch.Generator(measurement.device).manual_seed(0))
-    check_observed(observation, float(torch.as_tensor(sigma).max()))
+    check_observed(observation, operator, float(torch.as_tensor(sigma).max()))
     found = sampler.posterior(model, measurement, operator, sigma, samples, seed)
     record: dict = {"calls": found.calls}
     if found.acceptance is not None:

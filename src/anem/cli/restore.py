@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from anem.cli.degradation import Degradation
+from anem.cli.degradation import OWN, Degradation
 from anem.cli.estimate import NAMES as FAMILIES
 from anem.cli.method import ENERGY, METHODS, by_baseline, by_energy, check_method, load_for
 from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed, named_values
@@ -117,7 +117,9 @@ class Restore:
             return
         if self.blind not in FAMILIES.split(", "):
             raise ValueError(f"--blind: wanted one of {FAMILIES}, got {self.blind}")
-        told = [f"--{name}" for name in ("mask", "kernel", "scale", "measured") if getattr(self.degradation, name) not in (None, False)]
+        own = () if self.degradation.task is not None else OWN
+        known = ("mask", "kernel", "scale", "measured", *own)
+        told = [f"--{name}" for name in known if getattr(self.degradation, name) not in (None, False)]
         if told:
             raise ValueError(f"--blind: estimates the degradation, and {' and '.join(told)} would tell it")
         if self.degradation.task is not None:

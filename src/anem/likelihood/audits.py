@@ -278,7 +278,6 @@ def audit_variance(
     return checks
 
 
-
 def ratio_minus_one(numerator: Tensor, denominator: Tensor) -> tuple[float, float]:
     """Mean of paired values (N,) over mean of others, minus 1, and its standard error by the delta method."""
     ratio = numerator.mean() / denominator.mean()

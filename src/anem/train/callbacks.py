@@ -83,7 +83,7 @@ class History(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= state.step]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            write_text(self.path, "".join(line + "\n" for line in kept), durable=True)
         self._write("start", state, {"config": to_dict(config)})
 
     def on_step(self, state: TrainState, record: StepRecord) -> None:

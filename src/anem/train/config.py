@@ -278,8 +278,10 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], base: T | None = None, w
     names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     for key in mapping:
         if key not in names:
+            tables = [n for n in names if dataclasses.is_dataclass(hints[n]) and key in (f.name for f in dataclasses.fields(hints[n]))]
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"wanted one of {', '.join(names)}"
+            hint = f"it goes into the table [{where}{tables[0]}]" if len(tables) == 1 else hint
             raise ValueError(f"config: unknown key '{where}{key}': {hint}")
     values = {}
     for name in names:

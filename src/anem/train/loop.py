@@ -88,7 +88,7 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
         ValueError: a damaged or foreign checkpoint, or a batch that does not divide among the processes.
         OSError: a checkpoint could not be written; the one before stays.
     """
-    run = _Run(config, parts or build_parts(config), callbacks)
+    run = _Run(config, parts, callbacks)
     with run.own_random_numbers(), _stop_requested() as stop, run.watched():
         end = run.complete
         while not end:
@@ -96,7 +96,7 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
             end = run.ends(stop.is_set())
             run.log(losses, norm, end)
             run.save(end)
-            run.state.interrupted = end and stop.is_set() and not run.complete
+            run.state.interrupted = end and run.asked and not run.complete
     run.accelerator.wait_for_everyone()
     return run.state.ema.model
 
@@ -104,8 +104,8 @@ def train(config: TrainConfig, *, parts: Parts | None = None, callbacks: Sequenc
 class _Run:
     """One process's part of a training: what it is made of, and where it stands."""
 
-    def __init__(self, config: TrainConfig, parts: Parts, callbacks: Sequence[Callback] | None) -> None:
-        self.config, self.parts = config, parts
+    def __init__(self, config: TrainConfig, parts: Parts | None, callbacks: Sequence[Callback] | None) -> None:
+        self.config = config
         if config.threads:
             torch.set_num_threads(config.threads)
         # TF32 rounding exceeds the noise at small variances.
@@ -117,6 +117,7 @@ class _Run:
         if config.batch_size % pieces:
             raise ValueError(f"batch_size: wanted a multiple of {pieces} (processes × accumulation), got {config.batch_size}")
         self.size = config.batch_size // pieces
+        self.parts = parts = parts or build_parts(config)
         self.store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint, to_dict(config))
         self.state = self._state()
         self.module = self.accelerator.prepare_model(LossModule(self.state.model.train(), parts.loss, config.weight))
@@ -131,6 +132,7 @@ class _Run:
         self.started, self.first = time.monotonic(), self.state.images
         self.sums, self.since = torch.zeros(4), self.state.step
         self.ahead: Future | None = None
+        self.asked = False
         self.background = ThreadPoolExecutor(1)
 
     def _state(self) -> TrainState:
@@ -225,11 +227,13 @@ class _Run:
     # --- what is done about it ---
 
     def ends(self, asked: bool) -> bool:
-        """Whether this was the last step, on which all processes agree."""
-        halt = asked or 0 < 60 * self.config.max_minutes <= time.monotonic() - self.started
+        """Whether this was the last step; all processes agree on that, and on whether a signal ``asked`` for it."""
+        late = 0 < 60 * self.config.max_minutes <= time.monotonic() - self.started
         if self.accelerator.num_processes > 1:
-            halt = bool(self.accelerator.reduce(torch.tensor(float(halt), device=self.device), "sum") > 0)
-        return halt or self.complete
+            told = torch.tensor([float(asked), float(late)], device=self.device)
+            asked, late = (self.accelerator.reduce(told, "sum") > 0).tolist()
+        self.asked = asked
+        return asked or late or self.complete
 
     def log(self, losses: Tensor, norm: Tensor, end: bool) -> None:
         """Tell the callbacks of the means since the last time, every so many steps and at the end."""
