@@ -26,6 +26,7 @@ from anem.likelihood import (
     log_box_mixture,
     log_partition,
 )
+from anem.statistics import DataStatistics
 
 BASES = ("pixel", "fourier", "dct2")
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -316,6 +317,8 @@ def test_the_flow_likelihood_of_a_gaussian_is_its_energy(basis, generator):
 
 class ExactStatistics(torch.nn.Module):
     """Mean 0 and the very variances of a Gaussian in its own basis, where DataStatistics averages over pixels or blocks."""
+
+    variance_of, gaussian_energy = DataStatistics.variance_of, DataStatistics.gaussian_energy
 
     def __init__(self, prior: Gaussian) -> None:
         super().__init__()

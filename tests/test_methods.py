@@ -17,7 +17,7 @@ from anem.cli.options import named_values
 from anem.gaussian import make_power_law_gaussian
 from anem.network import NetworkConfig
 from anem.operators import make_operator
-from anem.random import generators_for
+from anem.random import generator_of, generators_for
 from anem.sample import MALA
 from anem.statistics import DataStatistics
 
@@ -82,7 +82,8 @@ def test_the_command_line_and_python_restore_the_same(method, restore):
     clean = torch.from_numpy(np.load("x.npy")).float()[:, None]
     operator = make_operator("inpaint-box", clean.shape, box=4)
     measurement = operator.measure(clean, 0.1, generators_for(range(5, 7)))
-    restored = make_baseline(method, model, 12, samples=2)(measurement, operator, 0.1, generators_for(range(5, 7)))
+    own = [generator_of(seed, method) for seed in (5, 6)]  # and not those of the measurement's noise
+    restored = make_baseline(method, model, 12, samples=2)(measurement, operator, 0.1, own)
     np.testing.assert_allclose(samples(), restored.detach(), atol=1e-5)
     assert record["method"] == method and record["steps"] == 12 and record["settings"] == {}
     assert "energy_samples" not in record["images"][0] and not Path("out/x_0000/std_exact.png").exists()
