@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,8 +62,8 @@ class Audit:
     def run(self) -> int:
         from rich.console import Console
 
-        from anem.bench.report import write_json
         from anem.cli.files import check_writable, to_json
+        from anem.files import write_text
         from anem.likelihood import trusted_level
 
         check_seed(self.seed)
@@ -85,7 +84,7 @@ class Audit:
         else:
             Console(highlight=False).print(table(checks, self.model), trust(record), sep="\n", end="")
         if self.out is not None:
-            write_json(self.out, record)
+            write_text(self.out, to_json(record) + "\n")
         undecided = sum(check.verdict == "undecided" for check in checks)
         if failed or undecided:
             print(f"{failed} failed, {undecided} undecided of {len(checks)} figures", file=sys.stderr)
@@ -132,10 +131,9 @@ class Audit:
 
 
 def entry(check: Check) -> dict:
-    """A figure ready for JSON; null where it is not finite."""
-    numbers = {name: value if math.isfinite(value) else None for name, value in (("value", check.value), ("error", check.standard_error))}
+    """What a record says of a figure."""
     head = {"audit": check.audit, "where": check.where, "what": check.what}
-    return head | {"value": numbers["value"], "standard_error": numbers["error"], "criterion": check.criterion, "holds": check.holds}
+    return head | {"value": check.value, "standard_error": check.standard_error, "criterion": check.criterion, "holds": check.holds}
 
 
 def trust(record: dict) -> str:

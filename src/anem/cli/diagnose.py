@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -175,12 +174,11 @@ def restored(folder: Path) -> list[tuple[str, list[Path]]]:
 
 
 def entry(name: str, scores: Scores, compared: dict) -> dict:
-    """What a record says about one set, ready for JSON: log-probabilities in nats, null where undefined."""
+    """What a record says about one set, ready for JSON: log-probabilities in nats."""
     lists = {"prior": scores.prior, "posterior": scores.posterior, "misfit": scores.misfit}
     d = scores.dimensions
     means = {"prior_per_dim": float(scores.prior.mean()) / d, "posterior_per_dim": float(scores.posterior.mean()) / d}
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in compared.items()}
-    return {"name": name} | means | finite | {key: [round(float(v), 4) for v in value] for key, value in lists.items()}
+    return {"name": name} | means | compared | {key: [round(float(v), 4) for v in value] for key, value in lists.items()}
 
 
 def table(record: dict) -> Table:
