@@ -15,7 +15,7 @@ from anem.covariance import Covariance
 from anem.gaussian import Gaussian, make_skewed
 from anem.operators import GaussianBlur, Inpainting, SuperResolution
 from anem.random import generators_for, normal
-from anem.restore import Restorer
+from anem.restorer import Restorer
 from anem.sample import MALA, Geometric, Noise
 
 SIGMA = 0.1

@@ -28,7 +28,7 @@ from anem.metrics import mean_statistic
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Inpainting, make_operator
 from anem.random import generators_for
-from anem.sample import EnergyRestorer
+from anem.restorer import EnergyRestorer
 from anem.sample.chain import Diverged
 from anem.statistics import DataStatistics
 

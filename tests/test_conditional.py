@@ -14,7 +14,7 @@ from anem.data import DataConfig
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.operators import Identity, Inpainting, SuperResolution
 from anem.random import generators_for
-from anem.restore import Restorer
+from anem.restorer import Restorer
 from anem.statistics import DataStatistics
 from anem.train import train
 from anem.train.config import CheckpointConfig, LogConfig, ModelConfig, TrainConfig

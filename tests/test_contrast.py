@@ -6,7 +6,7 @@ import pytest
 import torch
 from training_fakes import Images
 
-from anem.corruptions import FAMILIES, NoiseConfig, draw_covariances
+from anem.corruptions import NOISE_FAMILIES, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import DataConfig
 from anem.gaussian import Gaussian
@@ -112,7 +112,7 @@ def test_numbers_that_were_not_kept_cannot_be_moved():
         Variates(seeded(0)).moved(torch.ones(1), seeded(0))
 
 
-@pytest.mark.parametrize("family", [f.name for f in FAMILIES])
+@pytest.mark.parametrize("family", [f.name for f in NOISE_FAMILIES])
 def test_a_covariance_and_its_twin_are_exchangeable(family):
     """Antisymmetric functions of mean and spread of log λ average to 0 over 4000 pairs: 5 standard errors."""
     n = 4000

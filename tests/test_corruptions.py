@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from anem.bases import Mixed
-from anem.corruptions import FAMILIES, Family, NoiseConfig, NoiseDraw, box_filter, draw_covariances, gaussian_blur, motion_blur
+from anem.corruptions import NOISE_FAMILIES, NoiseConfig, NoiseDraw, NoiseFamily, box_filter, draw_covariances, gaussian_blur, motion_blur
 from anem.covariance import Covariance
 from anem.operators import GaussianBlur, MotionBlur, SuperResolution
 from anem.statistics import VARIANCE_FLOOR, DataStatistics
@@ -20,7 +20,7 @@ def draw(only=(), shape=(32, 1, 12, 16), seed=0, **config):
     return draw_covariances(shape, STATISTICS, NoiseConfig(only=tuple(only), **config), torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("family", NOISE_FAMILIES, ids=lambda f: f.name)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_family_is_valid_and_in_range(family, channels):
     batch = draw([family.name], (16, channels, 12, 16))
@@ -41,7 +41,7 @@ def test_family_frequencies_follow_the_weights():
     """Counts of 16 families over 4096 draws: chi-square, false-alarm rate 1e-4."""
     weights = NoiseConfig().family_weights()
     family = draw(shape=(4096, 1, 12, 16)).family
-    counts = torch.bincount(family, minlength=len(FAMILIES)).float()
+    counts = torch.bincount(family, minlength=len(NOISE_FAMILIES)).float()
     expected = 4096 * weights / weights.sum()
     assert ((counts - expected) ** 2 / expected).sum() < 44.3  # 15 degrees of freedom
 
@@ -167,7 +167,7 @@ def test_block_families_are_dropped_where_they_do_not_fit():
 
 
 def test_a_user_adds_a_family_without_touching_anything():
-    stripes = Family("stripes", "pixel", 1.0, lambda d: torch.where(d.grid()[0] % 2 == 0, d.level(), torch.tensor(d.low)))
+    stripes = NoiseFamily("stripes", "pixel", 1.0, lambda d: torch.where(d.grid()[0] % 2 == 0, d.level(), torch.tensor(d.low)))
     batch = draw_covariances((4, 1, 8, 8), STATISTICS, NoiseConfig(weights={}), torch.Generator().manual_seed(0), (stripes,))
     rows = batch.cov.values.log()
     assert torch.allclose(rows[:, :, 1::2], torch.tensor(math.log(1e-8)), rtol=1e-5)
@@ -175,12 +175,12 @@ def test_a_user_adds_a_family_without_touching_anything():
 
 def test_a_stratified_batch_has_the_same_bases_every_time_and_nearly_the_weights():
     """So that every step has the same shapes; families are still drawn within their basis."""
-    wanted = {basis: 64 * sum(f.weight for f in FAMILIES if f.basis == basis) for basis in {f.basis for f in FAMILIES}}
+    wanted = {basis: 64 * sum(f.weight for f in NOISE_FAMILIES if f.basis == basis) for basis in {f.basis for f in NOISE_FAMILIES}}
     batches = [draw(shape=(64, 1, 12, 16), seed=seed, stratified=True) for seed in range(8)]
     for batch in batches:
         basis = batch.cov.basis
         assert isinstance(basis, Mixed) and basis.name == batches[0].cov.basis.name
         counts = {part.name: n for part, n in basis.parts}
         assert sum(counts.values()) == 64 and all(abs(counts[name] - w) < 1 for name, w in wanted.items())
-        assert all(FAMILIES[f].basis == basis.bases[i].name for f, i in zip(batch.family.tolist(), basis.index.tolist(), strict=True))
+        assert all(NOISE_FAMILIES[f].basis == basis.bases[i].name for f, i in zip(batch.family.tolist(), basis.index.tolist(), strict=True))
     assert len({tuple(b.family.tolist()) for b in batches}) > 1

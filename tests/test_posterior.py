@@ -8,11 +8,10 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation
 from anem.gaussian import GaussianMixture, make_mixture, make_skewed
 from anem.operators import GaussianBlur, Identity, Inpainting, SuperResolution
-from anem.restore import Restorer, seeds_from
+from anem.restorer import EnergyRestorer, Restorer, seeds_from
 from anem.sample import (
     MALA,
     ULA,
-    EnergyRestorer,
     Geometric,
     Listed,
     Sampler,

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         make_operator,
     )
     from anem.restoration import RestoredImages, sample_posterior
-    from anem.restore import Restorer
+    from anem.restorer import Restorer
     from anem.sample import MALA, ULA, DualAveraging, Restoration, Trace, sample_mcmc, sample_prior
     from anem.statistics import DataStatistics
 
@@ -92,7 +92,7 @@ _MODULES = {
         "make_operator",
     ),
     "restoration": ("RestoredImages", "sample_posterior"),
-    "restore": ("Restorer",),
+    "restorer": ("Restorer",),
     "sample": ("MALA", "ULA", "DualAveraging", "Restoration", "Trace", "sample_mcmc", "sample_prior"),
     "statistics": ("DataStatistics",),
 }

@@ -21,7 +21,7 @@ from anem.operators import BoxMean, GaussianBlur, MotionBlur
 from anem.statistics import VARIANCE_FLOOR, DataStatistics
 from anem.variates import Variates
 
-__all__ = ["FAMILIES", "Family", "NoiseBatch", "NoiseConfig", "NoiseDraw", "draw_covariances"]
+__all__ = ["NOISE_FAMILIES", "NoiseBatch", "NoiseConfig", "NoiseDraw", "NoiseFamily", "draw_covariances"]
 
 _MOVES = 1000.0
 """Largest move of a twin's random numbers over the smallest, log-uniform between."""
@@ -104,7 +104,7 @@ class NoiseDraw:
 
 
 @dataclass(frozen=True)
-class Family:
+class NoiseFamily:
     """A kind of covariance. ``log_variance(draw)`` returns log λ, broadcastable to (n, C, H, W)."""
 
     name: str
@@ -225,23 +225,23 @@ def block_levels(size: int) -> Callable[[NoiseDraw], Tensor]:
     return lambda draw: _block_levels(draw, size, False)
 
 
-FAMILIES: tuple[Family, ...] = (
-    Family("white", "pixel", 0.08, white),
-    Family("box", "pixel", 0.18, box),
-    Family("random-pixels", "pixel", 0.10, random_pixels),
-    Family("smooth-map", "pixel", 0.07, smooth_map),
-    Family("level-map", "pixel", 0.07, level_map),
-    Family("white-fourier", "fourier", 0.07, white),
-    Family("gaussian-blur", "fourier", 0.10, gaussian_blur),
-    Family("motion-blur", "fourier", 0.05, motion_blur),
-    Family("box-filter", "fourier", 0.05, box_filter),
-    Family("smooth-spectrum", "fourier", 0.06, smooth_spectrum),
-    Family("white-dct2", "dct2", 0.02, white),
-    Family("block-means-2", "dct2", 0.04, block_means(2)),
-    Family("block-levels-2", "dct2", 0.02, block_levels(2)),
-    Family("white-dct4", "dct4", 0.02, white),
-    Family("block-means-4", "dct4", 0.05, block_means(4)),
-    Family("block-levels-4", "dct4", 0.02, block_levels(4)),
+NOISE_FAMILIES: tuple[NoiseFamily, ...] = (
+    NoiseFamily("white", "pixel", 0.08, white),
+    NoiseFamily("box", "pixel", 0.18, box),
+    NoiseFamily("random-pixels", "pixel", 0.10, random_pixels),
+    NoiseFamily("smooth-map", "pixel", 0.07, smooth_map),
+    NoiseFamily("level-map", "pixel", 0.07, level_map),
+    NoiseFamily("white-fourier", "fourier", 0.07, white),
+    NoiseFamily("gaussian-blur", "fourier", 0.10, gaussian_blur),
+    NoiseFamily("motion-blur", "fourier", 0.05, motion_blur),
+    NoiseFamily("box-filter", "fourier", 0.05, box_filter),
+    NoiseFamily("smooth-spectrum", "fourier", 0.06, smooth_spectrum),
+    NoiseFamily("white-dct2", "dct2", 0.02, white),
+    NoiseFamily("block-means-2", "dct2", 0.04, block_means(2)),
+    NoiseFamily("block-levels-2", "dct2", 0.02, block_levels(2)),
+    NoiseFamily("white-dct4", "dct4", 0.02, white),
+    NoiseFamily("block-means-4", "dct4", 0.05, block_means(4)),
+    NoiseFamily("block-levels-4", "dct4", 0.02, block_levels(4)),
 )
 
 
@@ -276,9 +276,9 @@ class NoiseConfig:
     @property
     def family_names(self) -> tuple[str, ...]:
         """Names of all families, in the order of the indices of :class:`NoiseBatch`."""
-        return tuple(f.name for f in FAMILIES)
+        return tuple(f.name for f in NOISE_FAMILIES)
 
-    def family_weights(self, families: tuple[Family, ...] = FAMILIES) -> Tensor:
+    def family_weights(self, families: tuple[NoiseFamily, ...] = NOISE_FAMILIES) -> Tensor:
         """Probability weights, (families,)."""
         weights = [self.weights.get(f.name, f.weight) * (not self.only or f.name in self.only) for f in families]
         return torch.tensor(weights)
@@ -306,7 +306,7 @@ def draw_covariances(
     statistics: DataStatistics,
     config: NoiseConfig,
     generator: torch.Generator,
-    families: tuple[Family, ...] = FAMILIES,
+    families: tuple[NoiseFamily, ...] = NOISE_FAMILIES,
     twins: bool = False,
 ) -> NoiseBatch:
     """Draw Σ for a batch of images.

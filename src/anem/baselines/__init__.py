@@ -1,4 +1,4 @@
-"""Other methods of restoration over the same operators and energies; every one is a :class:`~anem.restore.Restorer`."""
+"""Other methods of restoration over the same operators and energies; every one is a :class:`~anem.restorer.Restorer`."""
 
 from anem.baselines.composition import Composition
 from anem.baselines.conditional import ConditionalConfig, ConditionalNetwork, load_conditional

@@ -84,7 +84,7 @@ class Composition:
     samples: int = 1
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`."""
         observe = partial(operator.observe, measurement.double(), sigma, self.model.statistics)
 
         def draw(noise: Generators) -> Tensor:

@@ -59,7 +59,7 @@ class DAPS:
             raise ValueError(f"lowest: wanted at most highest, {self.highest}, got {self.lowest}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is used only if τ is None."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`. σ is used only if τ is None."""
         if self.tau is not None:
             check_even(sigma, "DAPS with τ of its own")
         std = torch.as_tensor(sigma if self.tau is None else 0.5 * self.tau, dtype=measurement.dtype, device=measurement.device)

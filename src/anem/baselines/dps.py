@@ -41,7 +41,7 @@ class DPS:
             raise ValueError(f"scale: wanted a number >= 0, got {self.scale}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is not used: ζ stands for it."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`. σ is not used: ζ stands for it."""
         check_even(sigma, "DPS")
 
         def draw(noise: Generators) -> Tensor:

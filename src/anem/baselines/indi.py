@@ -51,7 +51,7 @@ class InDI:
     samples: int = 1
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is that of the training, whatever is given."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`. σ is that of the training, whatever is given."""
         if self.steps < 1:
             raise ValueError(f"steps: wanted at least 1, got {self.steps}")
         return restore_each(self.network, self._sample, self.samples, measurement, operator, generators)

@@ -16,7 +16,7 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.operators import LinearOperator
 from anem.random import Generators, generators_for
-from anem.restore import seeds_from
+from anem.restorer import seeds_from
 from anem.sample.posterior import chain_seed
 
 __all__ = ["alpha_bars", "check_even", "denoise", "denoise_differentiably", "each_sample", "polynomial_levels"]

@@ -15,7 +15,7 @@ from anem.baselines.indi import InDI
 from anem.baselines.palette import Palette
 from anem.baselines.paper_sampler import PaperSampler
 from anem.baselines.red_diff import REDDiff
-from anem.restore import Restorer
+from anem.restorer import Restorer
 from anem.sample import MALA
 
 __all__ = ["BASELINES", "Baseline", "Setting", "make_baseline"]

@@ -57,7 +57,7 @@ class Palette:
     clamp: bool = True
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is that of the training, whatever is given."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`. σ is that of the training, whatever is given."""
         x = restore_each(self.network, self._sample, self.samples, measurement, operator, generators)
         return pasted(operator, operator.pseudo_inverse(measurement), x)
 

@@ -16,7 +16,7 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation
 from anem.operators import LinearOperator
 from anem.random import Generators
-from anem.restore import seeds_from
+from anem.restorer import seeds_from
 from anem.sample import Corrector, Euler, Geometric, Kernel, Noise, Sampler, Target
 from anem.sample.correctors import Corrected
 from anem.sample.kernels import Model
@@ -108,7 +108,7 @@ class PaperSampler:
             raise ValueError(f"wanted snr > 0 and temperature >= 0, got {self.snr} and {self.temperature}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`."""
         corrector = SNRCorrector(self.corrections, snr=self.snr, temperature=self.temperature) if self.corrections else None
         sampler = Sampler(TemperedEuler(self.temperature), corrector, Geometric(self.levels))
         seeds = seeds_from(generators, len(measurement))

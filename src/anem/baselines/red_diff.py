@@ -51,7 +51,7 @@ class REDDiff:
             raise ValueError(f"wanted weight >= 0 and learning_rate > 0, got {self.weight} and {self.learning_rate}")
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
-        """Restorations (S, B, C, H, W); see :class:`~anem.restore.Restorer`. σ is not used: λ stands for it."""
+        """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`. σ is not used: λ stands for it."""
         check_even(sigma, "RED-Diff")
 
         def draw(noise: Generators) -> Tensor:

@@ -12,8 +12,8 @@ from anem.baselines import make_baseline
 from anem.baselines.named import Setting
 from anem.energy import EnergyModel
 from anem.hub import read_card
-from anem.restore import Restorer
-from anem.sample import EnergyRestorer, Sampler, WaterFilling, steps_within
+from anem.restorer import EnergyRestorer, Restorer
+from anem.sample import Sampler, WaterFilling, steps_within
 
 __all__ = ["METHODS", "OURS", "PRIORS", "Method", "Prior", "find_prior"]
 

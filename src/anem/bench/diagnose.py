@@ -29,7 +29,7 @@ from anem.images import save_image
 from anem.likelihood import compare, score
 from anem.operators import LinearOperator, make_operator
 from anem.random import generators_for, normal
-from anem.restore import Restorer
+from anem.restorer import Restorer
 from anem.sample import Diverged, sample_posterior
 from anem.sheet import Row, contact_sheet
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from anem.bench.harness import Context
-from anem.corruptions import FAMILIES, NoiseBatch, NoiseConfig, draw_covariances
+from anem.corruptions import NOISE_FAMILIES, NoiseBatch, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import ImageData, StreamedData, load_dataset, mnist
 from anem.energy import EnergyModel
@@ -137,7 +137,7 @@ def _mean(context: Context, key: str, values: Tensor, aim: str | None = None, ma
 
 
 def _losses(context: Context, model: EnergyNetwork, data: ImageData | StreamedData, size: Size) -> None:
-    names = tuple(f.name for f in FAMILIES)
+    names = tuple(f.name for f in NOISE_FAMILIES)
     for name in names:
         if context.done(f"loss/{name}/A-DSM", f"loss/{name}/A-CSM"):
             continue

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from anem.bench.harness import Context
 from anem.bench.variants import VARIANTS, Variant, train_variant
-from anem.corruptions import FAMILIES, NoiseConfig, draw_covariances
+from anem.corruptions import NOISE_FAMILIES, NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.data import ImageData
 from anem.energy import EnergyModel, Evaluation
@@ -141,11 +141,11 @@ def groups(cases: Cases) -> Iterator[tuple[str, str, Tensor]]:
     level = torch.cat([e.cov.values.log10().flatten(1).mean(1) for e in cases.exact]).floor()
     for k in level.unique().tolist():
         yield "decade", f"1e{k:+.0f}", level == k
-    present = [i for i in range(len(FAMILIES)) if bool((cases.family == i).any())]
+    present = [i for i in range(len(NOISE_FAMILIES)) if bool((cases.family == i).any())]
     for i in present:
-        yield "family", FAMILIES[i].name, cases.family == i
-    for basis in dict.fromkeys(FAMILIES[i].basis for i in present):
-        members = [i for i in present if FAMILIES[i].basis == basis]
+        yield "family", NOISE_FAMILIES[i].name, cases.family == i
+    for basis in dict.fromkeys(NOISE_FAMILIES[i].basis for i in present):
+        members = [i for i in present if NOISE_FAMILIES[i].basis == basis]
         yield "basis", basis, torch.isin(cases.family, torch.tensor(members))
     yield "all", "all", torch.ones(len(cases.family), dtype=torch.bool)
 

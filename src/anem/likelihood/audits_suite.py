@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anem.bases import as_basis
-from anem.corruptions import FAMILIES, Family, NoiseConfig, draw_covariances
+from anem.corruptions import NOISE_FAMILIES, NoiseConfig, NoiseFamily, draw_covariances
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.likelihood.audits import ONE_CALL, Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
@@ -86,7 +86,11 @@ class Audit:
 
 
 def family_covariances(
-    shape: tuple[int, int, int, int], statistics: DataStatistics, lambda_min: float, seed: int, families: tuple[Family, ...] = FAMILIES
+    shape: tuple[int, int, int, int],
+    statistics: DataStatistics,
+    lambda_min: float,
+    seed: int,
+    families: tuple[NoiseFamily, ...] = NOISE_FAMILIES,
 ) -> dict[str, Covariance]:
     """A draw from every family of p(Σ) that the image size has a basis for, (1, C, H, W), float64.
 

@@ -7,7 +7,6 @@ from anem.sample.guided import SCHEDULES, EnergyGuided, VarianceGuided, as_sched
 from anem.sample.kernels import KERNELS, SDE2M, Ancestral, Bridge, Euler, Flow, FlowEuler, Kernel, Noise, Sandwich, as_kernel
 from anem.sample.mcmc import DualAveraging, Trace, sample_mcmc
 from anem.sample.posterior import Restoration, Sampler, sample_posterior, sample_prior, steps_within
-from anem.sample.restorer import EnergyRestorer
 from anem.sample.schedules import Geometric, InOrder, Listed, Schedule, WaterFilling, end_of_path
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "Diverged",
     "DualAveraging",
     "EnergyGuided",
-    "EnergyRestorer",
     "Euler",
     "Flow",
     "FlowEuler",

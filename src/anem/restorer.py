@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from anem.energy import EnergyModel
 from anem.operators import LinearOperator
 from anem.random import Generators
+from anem.sample import Sampler
 
-__all__ = ["Restorer", "seeds_from"]
+__all__ = ["EnergyRestorer", "Restorer", "seeds_from"]
 
 
 @runtime_checkable
@@ -49,3 +52,23 @@ def seeds_from(generators: Generators, batch: int) -> list[int]:
     else:
         raise ValueError(f"generators: wanted one per image, {batch}, got {len(generators)}")
     return [int(torch.randint(2**62, (), generator=g, device=g.device if g is not None else None)) for g in own]
+
+
+@dataclass(frozen=True)
+class EnergyRestorer:
+    """The energy's own: posterior samples by :class:`~anem.sample.Sampler`.
+
+    Arguments:
+        model: the energy.
+        sampler: how to sample.
+        samples: S, draws for each image.
+    """
+
+    model: EnergyModel
+    sampler: Sampler = field(default_factory=Sampler)
+    samples: int = 1
+
+    def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
+        """Restorations (S, B, C, H, W); see :class:`Restorer`."""
+        seeds = seeds_from(generators, len(measurement))
+        return self.sampler.posterior(self.model, measurement, operator, sigma, self.samples, seeds).samples
