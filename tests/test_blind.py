@@ -307,6 +307,7 @@ def test_an_estimate_at_the_end_of_its_range_has_no_standard_error():
         (lambda m, f: estimate(MODEL, m.expand(2, -1, -1, -1), f), "measurement: wanted one"),
         (lambda m, f: estimate(MODEL, m, f, draws=0), "draws"),
         (lambda m, f: choose(MODEL, m, []), "families"),
+        (lambda m, f: estimate(MODEL, m, "fog"), "family: wanted one of white, box, .*, got 'fog'"),
         (lambda m, f: f.change({"std": 1.0}), "settings among sigma, got std"),
         (lambda m, f: f.change({"sigma": 1.0}), "at least one unknown"),
         (lambda m, f: f.change({"sigma": math.nan}), "sigma: wanted a finite number >= 0"),
@@ -337,6 +338,14 @@ def test_images_without_room_for_a_family_are_refused(name, least):
     FAMILIES[name]((1, 1, least, least))
     with pytest.raises(ValueError, match=f"{name}: wanted images of at least {least} x {least} pixels, got 1 x 1"):
         FAMILIES[name]((1, 1, 1, 1))
+
+
+def test_a_family_has_a_name_and_a_choice_the_settings_of_an_estimate():
+    family, m = measured("white")
+    own, named = estimate(MODEL, m, family), estimate(MODEL, m, "white")
+    assert torch.equal(own.theta, named.theta) and own.log_evidence == named.log_evidence
+    coarse = choose(MODEL, m, ["white", family], refine=False, correct=False).estimates
+    assert all(torch.equal(e.theta, estimate(MODEL, m, family, refine=False, correct=False).theta) for e in coarse)
 
 
 def test_arrays_are_estimated_as_tensors_are():

@@ -12,12 +12,13 @@ from torch import nn
 from training_fakes import make_config, make_parts
 
 from anem.corruptions import NoiseConfig, draw_covariances
+from anem.data import DataConfig
 from anem.files import write_text
-from anem.losses import dual_score_loss
+from anem.losses import LossConfig, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 from anem.train.checkpoint import CheckpointStore, Snapshot, TrainState
-from anem.train.config import CheckpointConfig, EMAConfig, to_dict
+from anem.train.config import CheckpointConfig, EMAConfig, OptimiserConfig, to_dict
 from anem.train.ema import EMA
 from anem.train.loop import train
 
@@ -110,6 +111,32 @@ def test_damage_is_a_one_line_value_error(tmp_path, how):
     with pytest.raises(ValueError, match="checkpoint .*step-00000001") as error:
         train(make_config(tmp_path, 16), parts=make_parts(), callbacks=[])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"seed": 1}, "seed = 0, got 1"),
+        ({"weight": 0.5}, "weight = 1.0, got 0.5"),
+        ({"data": DataConfig(path="others.npz")}, 'data.path = ".*", got "others.npz"'),
+        ({"noise": NoiseConfig(lambda_min=1e-3)}, "noise.lambda_min = 1e-08, got 0.001"),
+        ({"loss": LossConfig(projection=0.5)}, "loss.projection = 0.0, got 0.5"),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(settings, named, tmp_path):
+    """It would train on the statistics, or the weights, of the first and say nothing."""
+    train(make_config(tmp_path, 8), parts=make_parts(), callbacks=[])
+    with pytest.raises(ValueError, match=f"of a run with {named}; give the run an output of its own") as error:
+        train(make_config(tmp_path, 16, **settings), parts=make_parts(), callbacks=[])
+    assert "\n" not in str(error.value)
+    train(make_config(tmp_path, 16, optimiser=OptimiserConfig(learning_rate=1e-4), device="cpu"), parts=make_parts(), callbacks=[])
+
+
+def test_a_run_does_not_go_on_with_other_parts(tmp_path):
+    first, second = (dataclasses.replace(make_parts(), settings={"conditional": {"task": task}}) for task in ("sr2", "sr4"))
+    train(make_config(tmp_path, 8), parts=first, callbacks=[])
+    with pytest.raises(ValueError, match='conditional.task = "sr2", got "sr4"'):
+        train(make_config(tmp_path, 16), parts=second, callbacks=[])
 
 
 def test_checkpoint_of_another_model(tmp_path):

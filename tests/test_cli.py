@@ -99,6 +99,7 @@ def test_restore_writes_everything_it_promises(pictures, anem_says):
         "std.png",
         "std_exact.png",
         "measurement.npy",
+        "mask.npy",
         "arrays.npz",
     }
     assert files_in(Path("out")) == {f"{name}/{f}" for name in "ab" for f in own} | {"sheet.png", "result.json"}
@@ -260,6 +261,19 @@ def test_a_measurement_is_left_unclipped_and_can_be_given_again(task, model, pic
     anem_says("restore", tmp_path / "m.npy", "--task", task, "--measured", "--sigma", 0.5, *FAST, "--model", model)
     again = np.load("out/m/arrays.npz")
     assert first["measurement"].min() < -0.1 and np.array_equal(again["measurement"], first["measurement"])
+
+
+def test_random_pixels_are_restored_again_by_the_mask_that_was_left(pictures, tmp_path, anem_says):
+    """With another seed the task would hide other pixels, and take hidden ones for black."""
+    anem_says("restore", pictures / "c.png", "--task", "inpaint-random", "--sigma", 0.05, *FAST)
+    first = np.load("out/c/arrays.npz")
+    Path("out/c").rename(tmp_path / "before")
+    given = ("restore", tmp_path / "before/measurement.npy", "--sigma", 0.05, *FAST, "--seed", 1)
+    anem_says(*given, "--mask", tmp_path / "before/mask.npy")
+    again, mask = np.load("out/measurement/arrays.npz"), np.load(tmp_path / "before/mask.npy")
+    assert mask.mean() == pytest.approx(0.2, abs=0.01) and (first["measurement"][0][mask == 0] == 0).all()
+    seen = np.abs(again["samples"] - first["measurement"])[:, 0][:, mask > 0]
+    assert seen.mean() < 0.1 and not np.array_equal(first["samples"], again["samples"])
 
 
 @pytest.mark.parametrize("arguments", [("restore", "--task", "denoise", "--measured"), ("logprob", "--task", "denoise", "--measured")])
@@ -442,6 +456,7 @@ REAL = ("--sigma", 0.1)
         (("a.png", "--task", "colourise"), "task: wanted one of"),
         (("a.png", "--scale", 2), "--sigma: wanted"),
         (("a.png", "--mask", "mask.png", "--measured", *REAL), "--measured: goes with --task"),
+        (("a.png", "--task", "inpaint-random", "--measured", *REAL), "--measured: wanted --mask FILE for random pixels"),
         (("a.png", *TASK, "--sigma", -1), "standard deviation >= 0, got -1"),
         (("a.png", *TASK, "--sigma", "nan"), "got nan"),
         (("a.png", *TASK, "--sigma", "inf"), "got inf"),
@@ -496,7 +511,7 @@ REAL = ("--sigma", 0.1)
         (("a.png", "--kernel", "five.npy", *REAL), "wanted a kernel (height, width)"),
         (("a.png", "--kernel", "words.npy", *REAL), "wanted a kernel (height, width) of numbers"),
         (("a.png", "--kernel", "nan.npy", *REAL), "nan.npy: wanted a kernel of finite numbers"),
-        (("a.png", "--task", "deblur", "--size", SIZE + 1), "kernel no larger than the image"),
+        (("a.png", "--task", "deblur", "--kernel-size", SIZE + 1), "kernel no larger than the image"),
         (("a.png", "--task", "deblur", "--std", 0), "std: wanted"),
         (("a.png", "--task", "deblur-motion", "--length", -1), "length: wanted"),
         (("a.png", "--task", "inpaint-box", "--box", SIZE + 1), "box"),
@@ -584,6 +599,8 @@ def test_bits_count_measured_values_only(pictures, anem_says):
     entry = json.loads(anem_says("logprob", pictures / "a.png", "--task", "inpaint-half", "--json"))["images"][0]
     assert entry["bits_per_dim"] == pytest.approx(8 - entry["log_evidence"] / (SIZE**2 / 2) / math.log(2), rel=1e-6)
     assert "bits_per_dim_8bit" not in entry
+    once = json.loads(anem_says("logprob", pictures / "a.png", "--task", "inpaint-half", "--draws", 1, "--json"))["images"][0]
+    assert once["log_prob"] == pytest.approx(entry["log_prob"]) and once["log_evidence"] != entry["log_evidence"]
     assert "log p(m)" in anem_says("logprob", pictures / "a.png", "--task", "inpaint-half")
 
 
@@ -750,3 +767,32 @@ def test_waiting_threads_sleep_unless_the_environment_or_torch_has_settled_it(fi
     code = f"import os\n{first}\nfrom anem.cli import main\nmain(['--version'])\nprint(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == wanted
+
+
+# --- sample ---
+
+
+def test_samples_of_the_prior_are_files_and_a_sheet(anem_says):
+    record = json.loads(anem_says("sample", "--count", 11, "--steps", 3, "--seed", 4, "--json"))
+    drawn = anem.sample_prior(make_power_law_gaussian(1, SIZE, SIZE), (11, 1, SIZE, SIZE), steps=3, seed=4)
+    np.testing.assert_array_equal(np.load("samples/samples.npy"), drawn.samples[0])
+    assert sorted(p.name for p in Path("samples").glob("sample_*.png"))[::10] == ["sample_00.png", "sample_10.png"]
+    assert record["calls"] == 4 and record["energies"] == pytest.approx(drawn.energy[0].tolist(), abs=1e-3)
+    assert Image.open("samples/sheet.png").width > 8 * SIZE
+    assert "11 samples of digits" in anem_says("sample", "--count", 11, "--steps", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--count", 0), "wanted --count and --steps >= 1, got 0 and 50"),
+        (("--sampler", "flow"), "--sampler: wanted one of"),
+        (("--schedule", "magic"), "schedule: wanted one of"),
+        (("--mala", -1), "--mala: wanted 0 steps or more"),
+        (("--seed", -1), "--seed"),
+    ],
+)
+def test_samples_that_mean_nothing_are_refused(arguments, message, capsys):
+    assert main(["sample", *map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not Path("samples").exists()

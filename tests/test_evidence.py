@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from anem.bases import Fourier
+from anem.blind import FAMILIES, Evidence
+from anem.gaussian import make_power_law_gaussian
+from anem.likelihood import log_evidence, score
 from anem.operators import GaussianBlur, Identity, Inpainting, KernelBlur, MotionBlur, SuperResolution, inside_box
 from anem.statistics import DataStatistics
 
@@ -181,3 +184,45 @@ def test_blur_width_where_frequencies_are_lost():
         agree_without += int(without.argmax() == best)
     assert agree == count
     assert agree_without < count // 2
+
+
+# --- averaged over draws ---
+
+PRIOR = make_power_law_gaussian(1, 8, 8)
+
+
+def test_log_evidence_is_the_density_where_all_is_observed():
+    """A change of variables: of blurred measurements, and of one measurement under several σ."""
+    x = PRIOR.sample(3, torch.Generator().manual_seed(0))
+    blur = GaussianBlur(3, 0.6)
+    m = blur.measure(x, 0.1, torch.Generator().manual_seed(1))
+    found = log_evidence(PRIOR, m, blur, 0.1)
+    variance = (blur.response(m.shape, m).abs().square() * PRIOR.variance + 0.01).expand(1, 1, 8, 8)
+    z = Fourier().forward(m - PRIOR.statistics.mean_image(m))  # the kernel sums to 1
+    exact = -0.5 * (z.square() / variance + (2 * math.pi * variance).log()).flatten(1).sum(1)
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-5)
+    several = log_evidence(PRIOR, m[:1], blur, torch.tensor([0.05, 0.1, 0.2]))
+    assert several.shape == (3,) and float(several[1]) == pytest.approx(float(found[0]))
+
+
+def test_log_evidence_is_that_of_estimates_and_of_scores_and_of_each_image_alone():
+    x, operator = PRIOR.sample(3, torch.Generator().manual_seed(0)), GaussianBlur(8, 2.5)
+    m = operator.measure(x, 0.8, torch.Generator().manual_seed(1))
+    assert not bool(operator.observe(m, 0.8, PRIOR.statistics).observed.all())
+    found = log_evidence(PRIOR, m, operator, 0.8, draws=3, seed=4)
+    assert torch.equal(score(PRIOR, x, m, operator, 0.8, draws=3, seed=4).evidence, found)
+    for b in range(3):
+        alone = log_evidence(PRIOR, m[b].numpy()[0], operator, 0.8, draws=3, seed=4 + b)
+        family = FAMILIES["blur"](m.shape)
+        u = family.coordinates(torch.tensor([[2.5, 0.8]], dtype=torch.float64))
+        estimated = Evidence(PRIOR, m[b : b + 1], family, draws=3, seed=4 + b).grid(u)
+        assert float(alone) == pytest.approx(float(found[b]), rel=1e-6) == float(estimated[0])
+    hidden = Inpainting.half((8, 8))  # Fourier has no unobserved coordinate that matters to this prior, pixels have
+    once, thrice = (log_evidence(PRIOR, m, hidden, 0.1, draws=draws) for draws in (1, 3))
+    assert float((once - thrice).abs().min()) > 1e-9
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"draws": 0}, "draws: wanted at least 1, got 0"), ({"seed": -1}, "seed: wanted whole")])
+def test_log_evidence_refuses_what_means_nothing(settings, message):
+    with pytest.raises(ValueError, match=message):
+        log_evidence(PRIOR, torch.rand(1, 1, 8, 8), Identity(), 0.1, **settings)

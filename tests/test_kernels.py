@@ -17,7 +17,7 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation
 from anem.gaussian import Gaussian, GaussianMixture, basis_matrix, make_skewed
 from anem.operators import Identity, Observation
-from anem.sample import KERNELS, MALA, ULA, Diverged, Geometric, Noise, Target, as_kernel, run_chain, sample_posterior
+from anem.sample import KERNELS, MALA, ULA, Diverged, Geometric, Noise, Target, WaterFilling, as_kernel, run_chain, sample_posterior
 
 BASES = ["pixel", "fourier", "dct2"]
 STOCHASTIC = [name for name in KERNELS if as_kernel(name).stochastic]
@@ -77,7 +77,7 @@ def test_steps_are_their_formulas(basis):
         torch.testing.assert_close(got, value, rtol=1e-10, atol=1e-12)
     before = prior(y + 0.1, cov.replace(3 * lt))
     change = b.forward(now.denoised - before.denoised)
-    slope = 0.5 * (lt / ls).log().mean() / math.log(3)
+    slope = 0.5 * (lt / ls).log().max() / math.log(3)
     got = b.forward(as_kernel("sde-2m").step(prior, now, target, noise, before))
     torch.testing.assert_close(got, expected["ancestral"] + (1 - r) * slope * change, rtol=1e-10, atol=1e-12)
 
@@ -144,6 +144,25 @@ def test_weak_order_on_exact_moments(name, basis):
     order = math.log2(errors[0] / errors[1])
     assert 0.9 <= order <= 1.2 if kernel.order == 1 else order >= 1.8
     assert errors[1] < (0.2 if kernel.order == 1 else 0.01) * float(exact_covariance.norm())
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_the_second_order_survives_coordinates_that_start_to_move_on_the_way(basis):
+    """Along water-filling the hidden one moves alone, then all do. A path parameter that is a mean over coordinates jumps there.
+
+    Relative errors at 24 steps are 0.009 to 0.02, by such a mean 0.06 to 0.07.
+    """
+    prior, errors = dense_gaussian(), []
+    y, cov = observed(prior, basis, low=0.1, high=0.2)
+    order = cov.values.flatten().argsort(descending=True, stable=True)
+    most = cov.basis.symmetrise(torch.zeros_like(cov.values).flatten().index_fill(0, order[:1], 1.0).reshape(cov.shape))
+    cov = cov.replace(torch.where(most > 0, 50.0, cov.values))
+    for steps in (24, 96):
+        schedule = WaterFilling(steps, variance=0.02)
+        mean, covariance = chain_moments(prior, y, cov, schedule, as_kernel("sde-2m"))
+        exact_mean, exact_covariance = bridge_moments(prior, y, cov, schedule.end(cov))
+        errors.append(float((mean - exact_mean).square().sum() + (covariance - exact_covariance).square().sum()) ** 0.5)
+    assert errors[0] < 0.03 * float(exact_covariance.norm()) and math.log2(errors[0] / errors[1]) >= 2 * 1.8
 
 
 @pytest.mark.parametrize("basis", BASES)

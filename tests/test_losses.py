@@ -8,6 +8,7 @@ from anem.covariance import Covariance
 from anem.gaussian import Gaussian
 from anem.losses import LossConfig, _excess_variance, _misprojection, dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig, TrainingGradients
+from anem.random import random_signs
 from anem.statistics import DataStatistics
 
 
@@ -101,6 +102,33 @@ def test_parameter_gradient_of_the_loss_equals_finite_differences(term):
                 p.add_(step * d)
         ends.append(float(total().detach()))
     assert abs((ends[0] - ends[1]) / 2e-6 - slope) < 1e-4 * abs(slope) + 1e-6
+
+
+@pytest.mark.parametrize("term", ["matching", "sliced"])
+def test_weights_of_coordinates_and_collective_terms_are_their_formulas(term):
+    """Of one image with uneven noise, from r = ∂U/∂ℓ − ½(1 − ε²) and what is written in :class:`LossConfig`, coordinate by coordinate."""
+    model, generator = white_gaussian(0.6), torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(1, 1, 6, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    values = torch.logspace(-3, 2, 48, dtype=torch.float64).reshape(x.shape)
+    cov = Covariance(values, "pixel")
+    gradients = model.differentiable_gradients(x + values.sqrt() * noise, cov)
+    r = (gradients.grad_logvar - 0.5 * (1 - noise.square())).flatten().tolist()
+    s = (values.sqrt() * gradients.grad_coordinates - noise).flatten().tolist()
+    c = model.statistics.variance_of(cov).flatten().tolist()
+    a = [float(ck / (ck + v)) for ck, v in zip(c, values.flatten(), strict=True)]
+    b = [(ak + 1e-3) ** -0.5 for ak in a]
+    z = [1.0] * 48 if term == "matching" else random_signs(x.shape, torch.Generator().manual_seed(7), x).flatten().tolist()
+    if term == "matching":
+        matched = sum(bk * rk**2 for bk, rk in zip(b, r, strict=True)) / 48
+    else:
+        matched = sum(zk * bk**0.5 * rk for zk, bk, rk in zip(z, b, r, strict=True)) ** 2 / 48
+    for u in (a, [1 - ak for ak in a]):
+        whole = sum(uk * bk**0.5 * rk for uk, bk, rk in zip(u, b, r, strict=True))
+        matched += 0.05 * whole**2 / sum(uk**2 for uk in u)
+    expected = sum(bk * sk**2 for bk, sk in zip(b, s, strict=True)) / 48 + 0.7 * matched
+    config = LossConfig.plain(balance=0.5, collective=0.05, covariance_term=term)
+    total = dual_score_loss(model, x, cov, noise, 0.7, config, generators=torch.Generator().manual_seed(7)).total
+    assert float(total) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_discount_divides_the_covariance_terms_by_the_coherence_of_what_is_hidden():

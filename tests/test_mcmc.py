@@ -64,7 +64,7 @@ def test_mala_draws_a_skewed_target_and_ula_at_its_step_does_not(basis):
     ess = mala.effective_sample_size
     assert bool((ess > 64 * 10).all()) and bool((ess < 64 * 1000).all())
     ula = sample_mcmc(
-        PRIOR, seen, kernel=ULA(step_size=float(mala.step_size)), chains=64, warmup=300, draws=1000, variance=variance, seed=3
+        PRIOR, seen, corrector=ULA(step_size=float(mala.step_size)), chains=64, warmup=300, draws=1000, variance=variance, seed=3
     )
     assert float(ula.step_size) == pytest.approx(float(mala.step_size))
     assert worst_t(ula, mean, covariance) > 2 * LIMIT
@@ -84,7 +84,7 @@ def test_standard_errors_from_the_effective_sample_size_are_honest():
 
 def test_chains_that_have_not_met_are_noticed():
     start = PRIOR.sample(4, generator(1))[:, None] + torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(4, 1, 1, 1, 1)
-    trace = sample_mcmc(PRIOR, observation("pixel"), kernel=ULA(step_size=1e-5), chains=4, warmup=0, draws=20, start=start)
+    trace = sample_mcmc(PRIOR, observation("pixel"), corrector=ULA(step_size=1e-5), chains=4, warmup=0, draws=20, start=start)
     assert float(trace.rhat.min()) > 1.5
     torch.testing.assert_close(trace.draws[:, 0], start, rtol=0.0, atol=0.1)
 
@@ -112,8 +112,8 @@ def test_what_was_not_observed_follows_the_prior_given_the_rest():
 
 def test_an_image_does_not_depend_on_its_batch_mates():
     seen = observation("fourier", images=3)
-    together = sample_mcmc(PRIOR, seen, kernel=MALA(steps=2), chains=2, warmup=12, draws=8, variance=0.01, seed=[7, 8, 9])
-    alone = sample_mcmc(PRIOR, seen[torch.tensor([1])], kernel=MALA(steps=2), chains=2, warmup=12, draws=8, variance=0.01, seed=8)
+    together = sample_mcmc(PRIOR, seen, corrector=MALA(steps=2), chains=2, warmup=12, draws=8, variance=0.01, seed=[7, 8, 9])
+    alone = sample_mcmc(PRIOR, seen[torch.tensor([1])], corrector=MALA(steps=2), chains=2, warmup=12, draws=8, variance=0.01, seed=8)
     torch.testing.assert_close(together.draws[:, :, 1:2], alone.draws, rtol=1e-9, atol=1e-10)
     assert alone.calls == 1 + 20 * 2
 
@@ -136,7 +136,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="start"):
         sample_mcmc(PRIOR, seen, chains=2, start=seen.y[None])
     with pytest.raises(ValueError, match="diverged"):
-        sample_mcmc(PRIOR, seen, kernel=ULA(step_size=1e6), warmup=0, draws=100)
+        sample_mcmc(PRIOR, seen, corrector=ULA(step_size=1e6), warmup=0, draws=100)
 
 
 # --- diagnostics ---

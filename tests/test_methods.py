@@ -142,6 +142,17 @@ def test_a_network_for_one_task_brings_its_noise(restore, refused):
         assert "--sigma: wanted 0.1, the noise that the network was trained for, got 0.2" in line
 
 
+def test_real_images_need_no_sigma_where_the_network_was_trained_for_one(restore):
+    np.save("real.npy", np.load("x.npy"))
+    for method in CONDITIONAL:
+        given = ("real.npy", "--task", "inpaint-box", "--box", "4", "--measured", "--method", method, "--model", method, "--steps", "4")
+        assert main(["restore", *given]) == 0
+
+
+def test_other_methods_take_the_calls_that_python_gives_them(restore):
+    assert restore("red-diff")["steps"] == 250
+
+
 @pytest.mark.parametrize("method", ["dps", "red-diff", "daps"])
 def test_a_method_that_does_not_use_sigma_refuses_a_map_of_it(method, capsys):
     given = ("x.npy", "--task", "denoise", "--sigma", "0.2", "--blind", "box", "--method", method, "--steps", "10")

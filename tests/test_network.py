@@ -167,6 +167,7 @@ def test_saved_and_loaded_is_the_same_model(tmp_path, form):
     model = network(form=form).float()
     model.save_pretrained(tmp_path / "m", {"data": "synthetic"})
     again = EnergyNetwork.from_pretrained(tmp_path / "m")
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
     x, cov = images(2), Covariance.white(0.1, (2, 1, *SIZE))
     assert torch.equal(model.energy(x, cov), again.energy(x, cov))
     assert json.loads((tmp_path / "m" / "card.json").read_text())["data"] == "synthetic"

@@ -378,6 +378,8 @@ def test_task_settings():
     assert int((~make_operator("inpaint-box", (28, 28), box=8).mask).sum()) == 64
     assert int(make_operator("inpaint-random", (10, 10), missing=0.9, seed=4).mask.sum()) == 10
     assert make_operator("deblur", (28, 28), kernel_size=5, std=2.0).size == (5, 5)
+    with pytest.raises(ValueError, match="missing: goes with inpaint-random, not inpaint-box"):
+        make_operator("inpaint-box", (28, 28), missing=0.9)
     with pytest.raises(ValueError, match="task: wanted one of denoise, .* got 'unblur'"):
         make_operator("unblur", (28, 28))
     with pytest.raises(ValueError, match="multiples of 4"):

@@ -9,7 +9,7 @@ from anem.bases import as_basis
 from anem.covariance import Covariance
 from anem.gaussian import IndependentPixels
 from anem.marginal import ScalarMixture
-from anem.propagation import propagate
+from anem.propagation import _log_site, propagate
 from anem.statistics import DataStatistics
 
 
@@ -149,3 +149,13 @@ def test_the_energy_of_independent_pixels_is_normalised_in_both_gradients(basis)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="independent pixels: wanted"):
         IndependentPixels(statistics(), **settings)
+
+
+def test_the_factor_of_a_site_is_its_integral():
+    """−2 log E[exp(−½γx² + (γx̃ + d)x)], x ~ N(x̃ + o, v), by quadrature, but for −γx̃² − 2dx̃, which belongs to the site."""
+    gamma, d, tilted, offset, v = (torch.tensor(a, dtype=torch.float64) for a in (0.7, -0.4, 0.9, 0.3, 1.6))
+    x = torch.linspace(-30, 30, 200_001, dtype=torch.float64)
+    log_density = -0.5 * ((x - tilted - offset).square() / v + torch.log(2 * math.pi * v))
+    log_site = -0.5 * gamma * x.square() + (gamma * tilted + d) * x
+    integral = -2 * ((log_density + log_site).logsumexp(0) + math.log(float(x[1] - x[0])))
+    assert float(_log_site(gamma, d, offset, v)) == pytest.approx(float(integral + gamma * tilted.square() + 2 * d * tilted), rel=1e-9)

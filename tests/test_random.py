@@ -1,8 +1,10 @@
 """Sources of random numbers: seeds by purpose, and draws that do not depend on batch mates."""
 
+import numpy as np
+import pytest
 import torch
 
-from anem.random import generator_of, random_signs, seed_of
+from anem.random import generator_of, random_signs, seed_of, seeds_for
 
 
 def test_seeds_differ_by_what_they_are_for():
@@ -19,3 +21,23 @@ def test_signs_are_fair_and_independent_of_the_batch():
     assert drawn.dtype == torch.float64 and bool((drawn.abs() == 1).all()) and drawn.mean().abs() < 0.15
     several, alone = (random_signs((len(s), 7), [generator_of(i) for i in s], like) for s in ((1, 2, 3), (2,)))
     assert torch.equal(several[1], alone[0])
+
+
+@pytest.mark.parametrize("seed", [5, np.int64(5), [5, 6, 7], range(5, 8), np.arange(5, 8), torch.arange(5, 8)], ids=repr)
+def test_seeds_are_one_number_or_one_an_image(seed):
+    assert seeds_for(seed, 3) == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (-1, "whole numbers >= 0, got -1"),
+        ([1, 2], "one an image, 3, got 2"),
+        (0.5, "got 0.5"),
+        ("many", "got 'many'"),
+        ([1, 2, 0.5], "0.5"),
+    ],
+)
+def test_other_seeds_are_refused(seed, message):
+    with pytest.raises(ValueError, match=f"seed: wanted .*{message}"):
+        seeds_for(seed, 3)

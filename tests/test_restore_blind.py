@@ -58,6 +58,12 @@ def test_a_sigma_given_for_real_measurements_is_known(capsys):
     assert [[p["name"] for p in image["parameters"]] for image in record["estimates"]] == [["std"], ["std"]]
 
 
+def test_other_settings_are_known_too(capsys):
+    record = result(capsys, "blurred.npy", "--blind", "blur", "--known", "std=0.8")
+    assert [[p["name"] for p in image["parameters"]] for image in record["estimates"]] == [["sigma"], ["sigma"]]
+    assert record["known"] == {"std": 0.8}
+
+
 def test_the_estimates_are_printed(capsys):
     assert main(["restore", "clean.npy", "--blind", "white", "--task", "denoise", *FAST]) == 0
     assert "white, sigma 0.0" in capsys.readouterr().out
@@ -80,6 +86,9 @@ def test_what_is_not_resolved_or_at_an_end_is_marked():
         (["blurred.npy", "--blind", "blur", "--std", "2", "--length", "9"], "--std and --length would tell it"),
         (["blurred.npy", "--blind", "box", "--sigma", "0.1"], "--sigma"),
         (["blurred.npy", "--blind", "white", "--sigma", "0.1"], "unknown setting"),
+        (["blurred.npy", "--blind", "blur", "--known", "length=2"], "blur: wanted settings among std, sigma, got length"),
+        (["clean.npy", "--task", "denoise", "--known", "sigma=2"], "--known: wanted settings of a --blind family"),
+        (["blurred.npy", "--blind", "blur", "--schedule", "geometic"], "schedule: wanted one of geometric"),
         (["clean.npy", "--blind", "super-resolution", "--task", "sr2"], "wanted measurements of the images' size, got 8 x 8 from sr2"),
     ],
 )

@@ -57,6 +57,15 @@ def test_the_variance_is_the_mean_square_of_the_residual(fitted, basis):
     torch.testing.assert_close(c[0], square.clamp_min(VARIANCE_FLOOR), rtol=2e-6, atol=0)
 
 
+def test_the_density_of_a_pixel_value_is_that_of_all_columns():
+    """Images enough that only some pixels are looked at: their columns must not be those of one remainder."""
+    x = torch.full((1100, 1, 28, 28), 0.75)
+    x[..., 0] = 0.0
+    fitted = DataStatistics.fit(x)
+    weight = (fitted.marginal.weights * (fitted.marginal.means > 0.5)).sum()
+    assert float(weight) == pytest.approx(27 / 28, abs=0.01)
+
+
 def test_the_total_variance_is_the_same_in_every_basis(fitted):
     """A trace does not depend on the basis."""
     total = [float(fitted.variance_in(name, 8, 12, F64).sum()) for name in ("pixel", "fourier", "dct2", "dct4")]

@@ -211,10 +211,12 @@ def test_measurements_that_do_not_fit_are_refused(measurement, message):
 
 def test_a_schedule_has_a_name_as_a_kernel_has():
     named, own = (
-        anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, steps=3, seed=5, schedule=schedule).samples
-        for schedule in ("variance", VarianceGuided(3))
+        anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, steps=steps, seed=5, schedule=schedule).samples
+        for schedule, steps in (("variance", 3), (VarianceGuided(3), None))
     )
     assert torch.equal(named, own)
+    with pytest.raises(ValueError, match="steps: wanted none beside a schedule, which has 3 of its own, got 5"):
+        anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, steps=5, schedule=VarianceGuided(3))
     with pytest.raises(ValueError, match="schedule: wanted one of geometric, water-filling, energy, variance, got 'magic'"):
         anem.sample_posterior(MODEL, TENSOR, HIDDEN, 0.05, schedule="magic")
 

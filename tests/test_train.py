@@ -457,6 +457,12 @@ def test_history_after_a_crash_has_every_step_once(tmp_path):
     assert {cell["family"] for h in history if h["kind"] == "evaluation" for cell in h["cells"]} == {"all", *FAMILIES}
 
 
+def test_the_export_wants_a_model_that_can_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="Export wants a model with save_pretrained, got LearnedGaussian"):
+        train(make_config(tmp_path, 16), parts=make_parts())
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
 def test_tensorboard_holds_losses_and_held_out_figures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -92,6 +92,19 @@ def test_scores_are_the_slopes_of_the_evidence():
             assert float(both[i, a]) == pytest.approx(float(up - down) / 2e-5, rel=1e-4, abs=1e-4)
 
 
+def test_scores_are_those_of_single_measurements_however_many_are_taken_at_once(monkeypatch):
+    """With unobserved coordinates, whose draws are the measurement's own and the same for all."""
+    family = FAMILIES["blur"]((1, 1, 8, 8))
+    u, free = family.coordinates(torch.tensor([[2.5, 0.8]], dtype=torch.float64))[0], torch.tensor([True, True])
+    x = EXACT.sample(5, torch.Generator().manual_seed(1))
+    evidence = Evidence(EXACT, x[:1], family, seed=3)
+    operator, sigma = family.degradation(family.values(u[None]))
+    assert not bool(operator.observe(x[:1], sigma, EXACT.statistics, torch.Generator()).observed.all())
+    whole = evidence.scores(u, free, x)
+    monkeypatch.setattr(sys.modules["anem.blind.evidence"], "_NUMBERS", 1)
+    torch.testing.assert_close(evidence.scores(u, free, x), whole)
+
+
 def test_an_estimate_says_what_was_taken_off_and_moves_its_posterior(monkeypatch):
     family, model = FAMILIES["white"]((1, 1, 8, 8)), Unnormalised(-0.2)
     m = measure(family, [0.2])

@@ -40,6 +40,7 @@ __all__ = [
     "choose",
     "estimate",
     "load",
+    "log_evidence",
     "make_operator",
     "sample_mcmc",
     "sample_posterior",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from anem.energy import EnergyModel, Evaluation
     from anem.gaussian import Gaussian, GaussianMixture
     from anem.hub import bundled_models, load
-    from anem.likelihood import audits
+    from anem.likelihood import audits, log_evidence
     from anem.network import EnergyNetwork, NetworkConfig
     from anem.operators import (
         TASKS,
@@ -77,7 +78,7 @@ _MODULES = {
     "energy": ("EnergyModel", "Evaluation"),
     "gaussian": ("Gaussian", "GaussianMixture"),
     "hub": ("bundled_models", "load"),
-    "likelihood": ("audits",),
+    "likelihood": ("audits", "log_evidence"),
     "network": ("EnergyNetwork", "NetworkConfig"),
     "operators": (
         "TASKS",

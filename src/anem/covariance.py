@@ -122,7 +122,7 @@ class Covariance:
 
     def __getitem__(self, index: Tensor | slice) -> Covariance:
         """The covariances of some images of the batch."""
-        rows = torch.arange(len(self.values))[index]
+        rows = torch.arange(len(self.values))[index.cpu() if isinstance(index, Tensor) else index]
         return Covariance(self.values[rows.to(self.values.device)], self.basis.rows(rows), check=False)
 
     def expand(self, batch: int) -> Covariance:

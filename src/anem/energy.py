@@ -90,7 +90,7 @@ class EnergyModel(nn.Module, ABC):
         return self._checked(y, cov).denoised
 
     def posterior_variance(self, y: Tensor, cov: Covariance) -> Tensor:
-        """Var(x_k given y) per basis coordinate, raw, (B, C, H, W)."""
+        """Var(x_k given y) of every coordinate of Σ's basis, raw, (B, C, H, W): a map of pixels only for Σ diagonal in pixels."""
         return self._checked(y, cov).posterior_variance
 
     def log_prob(self, y: Tensor, cov: Covariance) -> Tensor:

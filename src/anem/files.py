@@ -48,7 +48,7 @@ def write_text(path: str | os.PathLike, text: str, durable: bool = False) -> Non
 
 
 def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], Network]) -> Network:
-    """The network that ``build`` makes of a card, with the weights beside it.
+    """The network that ``build`` makes of a card, with the weights beside it, in evaluation mode, its parameters frozen.
 
     Arguments:
         kind: what the card has to say its format is.
@@ -74,7 +74,7 @@ def read_model(folder: str | Path, kind: str, build: Callable[[dict[str, Any]], 
         raise
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: not a model of this package: {' '.join(str(error).split())[:200]}") from None
-    return model
+    return model.eval().requires_grad_(False)
 
 
 def write_model(folder: Path, network: nn.Module, card: Mapping[str, object]) -> None:

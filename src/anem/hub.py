@@ -32,7 +32,9 @@ def read_card(folder: Path) -> dict:
     """
     file = folder / "card.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder}: not a model, it has no card.json")
+        inner = folder / "model"
+        hint = f"; the model of this training is {inner}" if (inner / "card.json").is_file() else ""
+        raise FileNotFoundError(f"{folder}: not a model, it has no card.json{hint}")
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -100,4 +102,4 @@ def load(name_or_path: str | Path = "digits", device: torch.device | str = "cpu"
     read_card(folder)
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(f"{folder}: not a model, it has no model.safetensors")
-    return EnergyNetwork.from_pretrained(folder).to(device).eval().requires_grad_(False)
+    return EnergyNetwork.from_pretrained(folder).to(device)

@@ -33,9 +33,9 @@ class LossConfig:
 
     Arguments:
         balance: γ; 0 weighs coordinates by their share of the log-likelihood, 1 by relative error.
-        collective: weight of (Σ_k u_k r_k)²/Σ_k u_k², r the covariance residual, for u = a and 1 − a: what is observed and what is not,
-            scaled as a whole. The mean of r over an image is known d times better than one r_k, and it is what log Z integrates; a bias
-            of it of 0.02 nats/dim is invisible in the mean of r².
+        collective: weight of (Σ_k u_k √b_k r_k)²/Σ_k u_k², r the covariance residual, for u = a and 1 − a: what is observed and what is
+            not, scaled as a whole. The mean of r over an image is known d times better than one r_k, and it is what log Z integrates; a
+            bias of it of 0.02 nats/dim is invisible in the mean of r².
         discount: power of the coherence of the hidden part λ/(λ + c̄) by which the covariance terms of an image are divided.
         calibration: weight of 9 log(1 + z²/9), z = Σ_k u_k (V_k − (x − D)²_k)/λ_k / √(2 Σ_k (u_k a_k)²): the one-call posterior variance V
             against the squared error it predicts, summed over an image, for u = 1 and 1/(a + 0.01). Above the data variance V/λ = a + O(a²)

@@ -7,7 +7,7 @@ With ρ = B(y − μ), c the data variance in the basis, c̄ its mean, t = c + �
                                                            pixels of the right distribution, by every round r of
                                                            :mod:`anem.propagation`
       + ½ ⟨ρ/√t (1 + c/λ)^{1/4} √a, B F⟩ + Σ_p α_p e_p     the rest
-      + (1 − h) Σ_p g_p (δ_p + K_p)
+      + (1 − h) Σ_p g_p b(δ_p + K_p)                       b(x) = x/√(1 + (x/20)²)
 
 F, e and g are outputs of one U-Net, the logits of s and of the weights w and the damping of the propagation linear functions of the
 spectral summary of Σ; s is a softmax weight as long as pixels are unknown and 0 in the pixel basis. With ``base = "mixture"`` the densities
@@ -364,7 +364,7 @@ class EnergyNetwork(EnergyModel):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> EnergyNetwork:
-        """The model saved in ``folder``.
+        """The model saved in ``folder``, in evaluation mode, its parameters frozen.
 
         Raises:
             FileNotFoundError: no such files.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Generators", "check_device", "generator_of", "generators_for", "normal", "random_signs", "seed_of", "uniform"]
+__all__ = ["Generators", "check_device", "generator_of", "generators_for", "normal", "random_signs", "seed_of", "seeds_for", "uniform"]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a whole batch, a sequence of B generators (one an image), or None for torch's default generator."""
@@ -46,6 +47,23 @@ def seed_of(*labels: object) -> int:
 def generator_of(*labels: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of its own for labels, such as a user's seed and what the numbers are for."""
     return torch.Generator(device).manual_seed(seed_of(*labels))
+
+
+def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
+    """One seed an image: seed, seed + 1, …, or those given.
+
+    Raises:
+        ValueError: another number of them than images, or one that is negative or not a whole number.
+    """
+    try:
+        seeds = [operator.index(s) for s in seed] if isinstance(seed, Iterable) else [operator.index(seed) + b for b in range(batch)]
+    except TypeError:
+        raise ValueError(f"seed: wanted a whole number >= 0, or one an image, got {seed!r}") from None
+    if len(seeds) != batch:
+        raise ValueError(f"seed: wanted one, or one an image, {batch}, got {len(seeds)}")
+    if min(seeds, default=0) < 0:
+        raise ValueError(f"seed: wanted whole numbers >= 0, got {min(seeds)}")
+    return seeds
 
 
 def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:

@@ -65,7 +65,7 @@ def sample_posterior(
     sigma: float | Tensor,
     *,
     samples: int = 1,
-    steps: int = 50,
+    steps: int | None = None,
     kernel: Kernel | str = "ancestral",
     corrector: Corrector | None = None,
     schedule: Schedule | str | None = None,
@@ -82,6 +82,8 @@ def sample_posterior(
     >>> restored = anem.sample_posterior(model, picture, hidden, sigma=0.05, samples=4)  # doctest: +SKIP
     >>> restored.samples[0].save("sample.png")  # doctest: +SKIP
 
+    An image of another size than the model was trained on is answered too, for what that is worth: the commands refuse it.
+
     Arguments:
         measurement: m: a PIL image, an array (H, W), (H, W, C), (B, H, W) or (B, H, W, C), a tensor (H, W), (C, H, W) or (B, C, H, W), or
             a list of one of these. Integers are 8 or 16 bits; floats are intensities, [0, 1] for a clean image, and may exceed it
@@ -89,8 +91,15 @@ def sample_posterior(
         operator: H.
         sigma: standard deviation of the noise in m, in intensities: a number, (B,), or a map where the operator allows it.
         samples: S, draws for each image.
-
-    The others as in :func:`anem.sample.sample_posterior`, which works on tensors alone.
+        steps: of the path, 50 if None; not beside a schedule that is an object. A sample costs 1 + steps network calls.
+        kernel: kind of step: "ancestral", "euler", "bridge", "sde-2m", "sandwich", or one of :mod:`anem.sample`. The first three take one
+            network call each.
+        corrector: Langevin steps at every level, such as ``MALA(steps=2)``, one network call each.
+        schedule: path of Σ: "water-filling" (None), "geometric", "energy", "variance", or one of :mod:`anem.sample`.
+        final: "denoise" for samples of x; "noisy" for x + n₀ with the noise at the end of the path, to which the energies belong.
+        seed: of image b, seed + b, or one an image. A sample does not depend on what is drawn beside it.
+        chunk: most chains at once; None: as memory allows.
+        callback: called after every step; see :data:`anem.sample.Callback`.
 
     Raises:
         ValueError: a measurement of an unknown kind, not finite, or that does not fit model or operator; unusable settings.

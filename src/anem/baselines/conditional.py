@@ -29,7 +29,7 @@ from anem.operators import LinearOperator, make_operator
 from anem.random import Generators
 from anem.statistics import DataStatistics
 from anem.train import Parts, TrainConfig
-from anem.train.config import from_dict, stricter
+from anem.train.config import from_dict, stricter, to_dict
 from anem.train.parts import network_config
 
 __all__ = ["ConditionalConfig", "ConditionalNetwork", "Model", "conditional_parts", "load_conditional", "measurement_image", "restore_each"]
@@ -105,7 +105,7 @@ class ConditionalNetwork(nn.Module):
         def build(card: dict[str, Any]) -> ConditionalNetwork:
             return cls(NetworkConfig(**card["network"]), ConditionalConfig(**card["problem"]), DataStatistics(**card["statistics"]))
 
-        return read_model(folder, _FORMAT, build).eval().requires_grad_(False)
+        return read_model(folder, _FORMAT, build)
 
 
 Model = EnergyModel | ConditionalNetwork
@@ -163,6 +163,7 @@ def conditional_parts(
         draw=draw,
         families=("levels",),
         loss=terms,
+        settings={"conditional": to_dict(problem)},
     )
 
 

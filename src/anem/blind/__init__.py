@@ -4,12 +4,12 @@ A normalised energy gives p(m given θ) as a density of m, so that unknown setti
 found by maximum likelihood, with standard errors, a posterior, and a choice between kinds of degradations; nothing is tuned.
 
 >>> import torch
->>> from anem.blind import FAMILIES, estimate
+>>> from anem.blind import estimate
 >>> from anem.gaussian import make_power_law_gaussian
 >>> model = make_power_law_gaussian(1, 8, 8)
 >>> x = model.sample(1, torch.Generator().manual_seed(0))
 >>> m = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
->>> found = estimate(model, m, FAMILIES["white"](x.shape))
+>>> found = estimate(model, m, "white")
 >>> low, high = found.posterior.interval(0.9)[0].tolist()
 >>> low < 0.1 < high
 True
@@ -22,6 +22,7 @@ from anem.blind.families import (
     FAMILIES,
     Family,
     Parameter,
+    as_family,
     band,
     box,
     box_anywhere,
@@ -40,6 +41,7 @@ __all__ = [
     "Family",
     "Parameter",
     "Posterior",
+    "as_family",
     "band",
     "bounded",
     "box",

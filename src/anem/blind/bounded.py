@@ -3,8 +3,8 @@
 A network is trained on y = x + n with n ~ N(0, Σ) and the Σ it is told. A search over θ asks it about a y whose noise is another: far
 from anything it has seen, where it may call the impossible probable by thousands of nats, and the search would find that. What is right
 there is U₀, the energy of independent pixels (:class:`~anem.gaussian.IndependentPixels`), which the network starts from: normalised for
-every Σ that is diagonal in pixels. The difference is what pixels tell of each other: on average at most the total correlation of clean
-images. So the energy that judges θ is
+every Σ that is diagonal in pixels. The difference is what pixels tell of each other and their places of them: on average at most what it
+is for clean images, as noise on both laws only lessens their divergence. So the energy that judges θ is
 
     U₀ + d · min(max((U − U₀)/d, −r), r),
 
@@ -24,7 +24,7 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.gaussian import IndependentPixels
 from anem.network import EnergyNetwork
-from anem.sample import sample_prior
+from anem.sample import as_schedule, sample_prior
 
 __all__ = ["bounded", "largest_correlation", "searchable"]
 
@@ -58,7 +58,7 @@ def searchable(model: EnergyModel, shape: Sequence[int]) -> tuple[EnergyModel, T
     if key not in known:
         noisy = sample_prior(model, (IMAGES, *shape), steps=STEPS, final="noisy", like=model.statistics.mean)
         y = noisy.samples[0].double()
-        cov = noisy.sampler.schedule.end(Covariance.white(model.statistics.lambda_max, y.shape, like=y))
+        cov = as_schedule(noisy.sampler.schedule).end(Covariance.white(model.statistics.lambda_max, y.shape, like=y))
         most = ROOM * largest_correlation(model, y, cov)
         if not math.isfinite(most):
             raise ValueError(f"model: wanted finite energies of its own samples, got {most}")

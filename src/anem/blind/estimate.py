@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anem.blind.bounded import searchable
 from anem.blind.evidence import Evidence
-from anem.blind.families import Family
+from anem.blind.families import Family, as_family
 from anem.blind.posterior import Posterior, Summit, explore, first_cells, touching
 from anem.energy import EnergyModel
 from anem.images import to_tensor
@@ -67,7 +67,7 @@ class Estimate:
 def estimate(
     model: EnergyModel,
     measurement: Any,
-    family: Family,
+    family: Family | str,
     *,
     draws: int = 4,
     seed: int = 0,
@@ -83,7 +83,8 @@ def estimate(
         model: an energy, learned or exact, with its data statistics. A learned one is bounded, see :mod:`anem.blind.bounded`, for which
             32 images are drawn from its prior the first time.
         measurement: m: one PIL image, array or tensor, as of :func:`anem.sample_posterior`; a tensor (1, C, H, W), for one.
-        family: such as ``FAMILIES["blur"]((28, 28))``, for the size (…, H, W) of m.
+        family: by name ("white", "box", "box-anywhere", "band", "blur", "motion", "super-resolution"), or such as
+            ``FAMILIES["blur"]((28, 28)).change({"sigma": 0.05})`` of :mod:`anem.blind`, for the size (…, H, W) of m.
         draws: K, draws of what was not observed, over which the evidence is averaged (log-mean-exp).
         seed: of their random numbers, the same for every θ.
         budget: most possible cells of one search.
@@ -98,6 +99,7 @@ def estimate(
     Source: Zilberstein et al., arXiv 2605.15487, section on blind estimation, which omits the Jacobian and the unobserved terms.
     """
     m = to_tensor(measurement, len(model.statistics.mean), bounded=False)[0].to(model.statistics.mean.device)
+    family = as_family(family, m.shape)
     judged, samples = searchable(model, m.shape[1:])
     evidence = Evidence(judged, m, family, draws=draws, seed=seed)
     first = first_cells(evidence)
@@ -361,7 +363,15 @@ class Choice:
 
 
 def choose(
-    model: EnergyModel, measurement: Any, families: Sequence[Family], *, draws: int = 4, seed: int = 0, budget: int = 5000
+    model: EnergyModel,
+    measurement: Any,
+    families: Sequence[Family | str],
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    budget: int = 5000,
+    refine: bool = True,
+    correct: bool = True,
 ) -> Choice:
     """The family that a measurement comes from, with the estimate in every one; arguments as of :func:`estimate`.
 
@@ -372,6 +382,7 @@ def choose(
     """
     if not families:
         raise ValueError("families: wanted at least one, got none")
-    estimates = tuple(estimate(model, measurement, f, draws=draws, seed=seed, budget=budget) for f in families)
+    settings: dict[str, Any] = {"draws": draws, "seed": seed, "budget": budget, "refine": refine, "correct": correct}
+    estimates = tuple(estimate(model, measurement, family, **settings) for family in families)
     log_marginal = torch.tensor([e.posterior.log_marginal for e in estimates], dtype=torch.float64)
     return Choice(estimates, log_marginal, log_marginal.softmax(0))

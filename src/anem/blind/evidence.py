@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anem.blind.families import Family
 from anem.energy import EnergyModel
+from anem.likelihood import average_evidence, draw_observations
 from anem.operators import Observation
 from anem.random import generator_of
 
@@ -54,15 +55,14 @@ class Evidence:
         measured = operator.measured(m.shape, m)
         if not bool((measured == measured[:1]).all()):
             raise ValueError(f"{self.family.name}: wanted every theta to leave the same entries measured, got masks that differ")
-        seen: list[Observation] = []
-        while len(seen) < self.draws and not (seen and bool(seen[0].observed.all())):
-            generator = generator_of(self.seed, "unobserved", len(seen), device=m.device)
-            seen.append(operator.observe(m, sigma, self.model.statistics, generator))
-        cov = seen[0].cov.replace(torch.cat([s.cov.values for s in seen]))
-        energies = self.model.energy(torch.cat([s.y for s in seen]), cov)  # in one batch: single images cost a multiple each
-        self.calls += len(energies)
-        values = torch.stack([s.log_evidence_terms for s in seen]) - energies.unflatten(0, (len(seen), -1))
-        return (values.logsumexp(0) - math.log(len(seen))).expand(len(u))
+
+        def observe(k: int) -> Observation:  # of every measurement the same draws, as they are those of m
+            generators = [generator_of(self.seed, "unobserved", k, device=m.device) for _ in m]
+            return operator.observe(m, sigma, self.model.statistics, generators)
+
+        seen = draw_observations(observe, self.draws)
+        self.calls += sum(len(s.y) for s in seen)
+        return average_evidence(self.model.energy, seen).expand(len(u))
 
     @torch.no_grad()
     def grid(self, u: Tensor) -> Tensor:

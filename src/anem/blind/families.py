@@ -16,6 +16,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Parameter",
+    "as_family",
     "band",
     "box",
     "box_anywhere",
@@ -281,3 +282,16 @@ FAMILIES: dict[str, Callable[[Sequence[int]], Family]] = {
     "super-resolution": super_resolution,
 }
 """Families by name, each made for images of a size (…, H, W)."""
+
+
+def as_family(family: Family | str, size: Sequence[int]) -> Family:
+    """A family, or the one of a name in :data:`FAMILIES` for images of ``size`` (…, H, W).
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if isinstance(family, Family):
+        return family
+    if family not in FAMILIES:
+        raise ValueError(f"family: wanted one of {', '.join(FAMILIES)}, got {family!r}")
+    return FAMILIES[family](size)

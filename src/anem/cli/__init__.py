@@ -21,6 +21,7 @@ from anem.cli.estimate import Estimate
 from anem.cli.logprob import LogProb
 from anem.cli.models import Models
 from anem.cli.restore import Restore
+from anem.cli.sample import Sample
 from anem.cli.train import Train
 
 __all__ = ["main"]
@@ -34,6 +35,7 @@ COMMANDS = {
     "logprob": LogProb,
     "estimate": Estimate,
     "diagnose": Diagnose,
+    "sample": Sample,
     "audit": Audit,
     "models": Models,
     "train": Train,
@@ -45,6 +47,7 @@ Command = (
     | Annotated[LogProb, subcommand("logprob", description="log-probability of images, in nats and bits/dim")]
     | Annotated[Estimate, subcommand("estimate", description="find out how an image was degraded")]
     | Annotated[Diagnose, subcommand("diagnose", description="log-probability of restorations, from any method")]
+    | Annotated[Sample, subcommand("sample", description="draw images from a model's prior")]
     | Annotated[Audit, subcommand("audit", description="check that a model is a density")]
     | Annotated[Models, subcommand("models", description="list the bundled models")]
     | Annotated[Train, subcommand("train", description="train a model")]
@@ -97,7 +100,7 @@ def share_the_machine() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def parse(arguments: Sequence[str]) -> Restore | LogProb | Estimate | Diagnose | Audit | Models | Train | Bench:
+def parse(arguments: Sequence[str]) -> Restore | LogProb | Estimate | Diagnose | Sample | Audit | Models | Train | Bench:
     """The command that the arguments describe; exits with code 0 after help.
 
     Raises:

@@ -18,17 +18,8 @@ if TYPE_CHECKING:
 
 TASKS = "denoise, inpaint-box, inpaint-horizontal, inpaint-half, inpaint-random, deblur, deblur-motion, sr2, sr4, sr2-fourier, sr4-fourier"
 
-SETTINGS: dict[str, dict[str, float | None]] = {
-    "inpaint-box": {"box": None},
-    "inpaint-horizontal": {"box": None},
-    "inpaint-random": {"missing": 0.8},
-    "deblur": {"size": 8, "std": 0.8},
-    "deblur-motion": {"length": 5.0, "angle": 45.0},
-}
-"""Options that only some tasks have, with what they are unless given (None: as :func:`anem.make_operator` has it)."""
-
-OWN = tuple({name: None for settings in SETTINGS.values() for name in settings})
-"""Their names."""
+OWN = ("box", "missing", "kernel_size", "std", "length", "angle")
+"""Options that only some tasks have: the names in :data:`anem.operators.SETTINGS`, without an import of torch."""
 
 
 @dataclass
@@ -50,7 +41,7 @@ class Degradation:
     """side of the hidden box, height of the hidden band"""
     missing: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: 0.8)")] = None
     """hidden share of inpaint-random"""
-    size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 8)")] = None
+    kernel_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 8)")] = None
     """side of deblur's kernel"""
     std: Annotated[float | None, arg(metavar="PIXELS", help_behavior_hint="(default: 0.8)")] = None
     """standard deviation of deblur's kernel"""
@@ -59,17 +50,21 @@ class Degradation:
     angle: Annotated[float | None, arg(metavar="DEGREES", help_behavior_hint="(default: 45)")] = None
     """of deblur-motion, from the horizontal"""
 
-    def check(self) -> None:
-        """Raise ValueError unless exactly one degradation is given, with its noise."""
+    def check(self, noise_known: bool = False) -> None:
+        """Raise ValueError unless exactly one degradation is given, with its noise, if that is not known otherwise."""
+        from anem.operators import SETTINGS
+
         if len(self.given()) != 1:
             raise ValueError(f"degradation: wanted one of --task, --mask, --kernel, --scale, got {' and '.join(self.given()) or 'none'}")
         if self.measured and self.task is None:
             raise ValueError("--measured: goes with --task; --mask, --kernel and --scale are for real images anyway")
+        if self.measured and self.task == "inpaint-random":
+            raise ValueError("--measured: wanted --mask FILE for random pixels, the mask.npy that 'anem restore' leaves, not a --task")
         for name in OWN:
             if getattr(self, name) is not None and name not in SETTINGS.get(self.task or "", ()):
                 tasks = " or ".join(task for task, own in SETTINGS.items() if name in own)
-                raise ValueError(f"--{name}: goes with --task {tasks}")
-        if self.real and self.sigma is None:
+                raise ValueError(f"--{name.replace('_', '-')}: goes with --task {tasks}")
+        if self.real and self.sigma is None and not noise_known:
             raise ValueError("--sigma: wanted the standard deviation of the noise, which a real image does not tell; 0 is 8-bit rounding")
         if self.sigma is not None and not 0 <= self.sigma < float("inf"):
             raise ValueError(f"--sigma: wanted a standard deviation >= 0, got {self.sigma}")
@@ -86,6 +81,8 @@ class Degradation:
     @property
     def settings(self) -> dict[str, float | None]:
         """The settings of the task, as given or by default."""
+        from anem.operators import SETTINGS
+
         own = SETTINGS.get(self.task or "", {})
         return {name: default if getattr(self, name) is None else getattr(self, name) for name, default in own.items()}
 
@@ -109,8 +106,7 @@ class Degradation:
             return SuperResolution(self.scale)
         task = self.task or ""
         shrunk = int(task[2:]) if self.measured and task in ("sr2", "sr4") else 1
-        settings = {{"size": "kernel_size"}.get(name, name): value for name, value in self.settings.items()}
-        return make_operator(task, (shape[-2] * shrunk, shape[-1] * shrunk), seed=seed, **settings)
+        return make_operator(task, (shape[-2] * shrunk, shape[-1] * shrunk), seed=seed, **self.settings)
 
     def apply(self, images: Tensor, operator: LinearOperator, generators: Generators) -> Tensor:
         """The measurements: the images themselves if they are real."""

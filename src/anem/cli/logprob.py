@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, arg
 
 from anem.cli.degradation import Degradation
 from anem.cli.options import Device, Flag, Images, Model, check_seed
@@ -33,8 +34,10 @@ class LogProb:
     images: Images = ()
     degradation: OmitArgPrefixes[Degradation] = field(default_factory=Degradation)
     model: Model = "digits"
+    draws: Annotated[int, arg(metavar="N")] = 4
+    """draws of what was not observed, over which the evidence is averaged"""
     seed: int = 0
-    """of the noise"""
+    """of all random numbers"""
     json: Flag = False
     """print as JSON"""
     device: Device = "cpu"
@@ -49,7 +52,9 @@ class LogProb:
         self.degradation.task = self.degradation.task if self.degradation.given() else "denoise"
         self.degradation.check()
         check_seed(self.seed)
-        record = {"model": self.model} | self.degradation.record() | {"seed": self.seed, "images": self.evaluate()}
+        if self.draws < 1:
+            raise ValueError(f"--draws: wanted at least 1, got {self.draws}")
+        record = {"model": self.model} | self.degradation.record() | {"draws": self.draws, "seed": self.seed, "images": self.evaluate()}
         if self.json:
             print(to_json(record))
             return 0
@@ -70,13 +75,12 @@ class LogProb:
 
     def evaluate(self) -> list[dict]:
         """Name and figures of every image."""
-        import torch
-
         from anem.cli.inputs import check_measurements, check_observed, read_clean, read_measurements
         from anem.corruptions import NoiseConfig
         from anem.hub import load
         from anem.images import to_integers
-        from anem.likelihood import bits_per_dim
+        from anem.likelihood import bits_per_dim, log_evidence
+        from anem.likelihood.chunks import energies
         from anem.random import generators_for
 
         model = load(self.model, self.device)
@@ -90,13 +94,11 @@ class LogProb:
             check_measurements(names, measurement, operator, model, self.degradation.noise)
         observation = operator.observe(measurement, self.degradation.noise, model.statistics, generators)
         check_observed(observation, operator, self.degradation.noise)
-        chunks = [observation[b : b + 64] for b in range(0, len(names), 64)]
-        with torch.no_grad():
-            energy = torch.cat([model.energy(chunk.y, chunk.cov) for chunk in chunks])
-        evidence = observation.log_evidence_terms - energy
+        log_prob = -energies(model, observation.y, observation.cov)
+        evidence = log_evidence(model, measurement, operator, self.degradation.noise, draws=self.draws, seed=self.seed)
         shape = observation.y.shape
         measured = int(operator.measured(shape, measurement).expand(shape)[0].sum())
-        figures = {"log_prob": -energy, "log_evidence": evidence, "bits_per_dim": 8 - evidence / (measured * math.log(2))}
+        figures = {"log_prob": log_prob, "log_evidence": evidence, "bits_per_dim": 8 - evidence / (measured * math.log(2))}
         if self.degradation.task == "denoise" and not self.degradation.real and self.degradation.noise**2 >= NoiseConfig.lambda_min:
             figures["bits_per_dim_8bit"] = bits_per_dim(model, to_integers(images), self.degradation.noise, generators).total
         return [{"name": name} | {key: float(value[b]) for key, value in figures.items()} for b, name in enumerate(names)]

@@ -18,7 +18,7 @@ from anem.bases import Pixel
 from anem.cli.method import ENERGY
 from anem.images import save_image
 from anem.metrics import psnr
-from anem.operators import LinearOperator
+from anem.operators import Inpainting, LinearOperator
 from anem.sample.posterior import Samples
 from anem.sheet import Row, contact_sheet, viridis
 
@@ -107,7 +107,7 @@ class Result:
         return ratios
 
     def write(self, folder: Path) -> None:
-        """All pictures and arrays into ``folder``, one folder an image, and ``sheet.png``."""
+        """All pictures and arrays into ``folder``, a folder an image, and ``sheet.png``; measurement and mask as the commands take them."""
         pictures = {"measurement": self.operator.visualise(self.measurement), "mean": self.drawn.mean}
         if self.clean is not None:
             pictures["clean"] = self.clean
@@ -126,6 +126,8 @@ class Result:
                 save_image(x, own / f"sample_{s:0{len(str(len(self.drawn.samples) - 1))}d}.png")
             kept = {k: v[b].cpu().numpy() for k, v in arrays.items() if v is not None}
             np.save(own / "measurement.npy", self.measurement[b].movedim(0, -1).squeeze(-1).cpu().numpy())  # unclipped, to be read again
+            if isinstance(self.operator, Inpainting):
+                np.save(own / "mask.npy", self.operator.mask[b % len(self.operator.mask)].squeeze(0).cpu().numpy())
             np.savez_compressed(own / "arrays.npz", allow_pickle=False, samples=self.drawn.samples[:, b].cpu().numpy(), **kept)
         save_image(self.sheet(), folder / "sheet.png")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,8 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 from anem.cli.degradation import OWN, Degradation
 from anem.cli.estimate import NAMES as FAMILIES
 from anem.cli.method import ENERGY, METHODS, by_baseline, by_energy, check_method, load_for
-from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed, named_values
+from anem.cli.options import Compile, Device, Flag, Images, Model, check_seed, named_numbers, named_values
+from anem.cli.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,14 +54,11 @@ class Restore:
     method: Annotated[str, arg(metavar="NAME", help=f"how: {METHODS}", help_behavior_hint="")] = ENERGY
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
     """a setting of another --method than energy in place of its authors', such as scale=1 of dps; may be given again for another"""
-    steps: Annotated[int, arg(metavar="N")] = 50
-    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean. Network calls of other methods"""
-    sampler: Annotated[str, arg(metavar="NAME")] = "ancestral"
-    """kind of step: ancestral, euler, bridge, sde-2m, sandwich"""
-    schedule: Annotated[str, arg(metavar="NAME")] = "water-filling"
-    """path of the noise: water-filling, geometric (the paper's), or following the energy: energy (the paper's rule), variance"""
-    mala: Annotated[int, arg(metavar="N")] = 0
-    """Metropolis-adjusted Langevin steps after each step: a correction that accepts or refuses by the energy, one network call each"""
+    known: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE ...", help_behavior_hint="")] = ()
+    """settings of the --blind family that are known, such as sigma=0.05"""
+    steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 50; 250 calls)")] = None
+    """steps of each draw; more are slower and draw more exactly, few end nearer the posterior mean. Of other methods most network calls"""
+    sampling: OmitArgPrefixes[Sampling] = field(default_factory=Sampling)
     plot_schedule: Flag = False
     """also draw the path of the first sample of the first image, schedule.png"""
     model: Model = "digits"
@@ -78,26 +76,17 @@ class Restore:
 
         from anem.cli.files import new_folder, to_json, write_record
         from anem.cli.report import table
-        from anem.sample import KERNELS, as_kernel, as_schedule
 
         if not self.images and not self.degradation.given() and self.blind is None:
             self.degradation.task = "inpaint-box"
         self.check_degradation()
         check_seed(self.seed)
-        if self.samples < 1 or self.steps < 1:
-            raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.steps}")
-        drawing = [name for name in KERNELS if as_kernel(name).stochastic]
-        if self.sampler not in drawing:
-            raise ValueError(f"--sampler: wanted one of {', '.join(drawing)}, which draw samples, got {self.sampler}")
+        if self.samples < 1 or self.budget < 1:
+            raise ValueError(f"wanted --samples and --steps >= 1, got {self.samples} and {self.budget}")
         check_method(self.method, self.set)
         if self.method != ENERGY:
             self.check_unused()
-        if self.mala < 0:
-            raise ValueError(f"--mala: wanted 0 steps or more, got {self.mala}")
-        if self.mala and as_kernel(self.sampler).multistep:
-            raise ValueError(f"--mala: wanted a --sampler of single steps, not {self.sampler}")
-        if self.mala and as_schedule(self.schedule, self.steps).adaptive:
-            raise ValueError(f"--mala: wanted a --schedule fixed beforehand, not {self.schedule}")
+        self.sampling.make(self.budget)
         with new_folder(self.out) as folder:
             result = self.restore(folder)
             result.write(folder)
@@ -110,16 +99,27 @@ class Restore:
             Console(highlight=False).print(table(result.record), f"pictures in {self.out}, all together in {self.out / 'sheet.png'}")
         return 0
 
+    @property
+    def budget(self) -> int:
+        """Steps of the energy's own sampler, or network calls of another method."""
+        if self.steps is not None:
+            return self.steps
+        return 50 if self.method == ENERGY else 250
+
     def check_degradation(self) -> None:
         """Raise ValueError for degradations that mean nothing, or that --blind is to find."""
+        from anem.baselines import BASELINES
+
+        if self.known and self.blind is None:
+            raise ValueError("--known: wanted settings of a --blind family, got none to estimate")
         if self.blind is None:
-            self.degradation.check()
+            self.degradation.check(noise_known=self.method in BASELINES and BASELINES[self.method].conditional)
             return
         if self.blind not in FAMILIES.split(", "):
             raise ValueError(f"--blind: wanted one of {FAMILIES}, got {self.blind}")
         own = () if self.degradation.task is not None else OWN
         known = ("mask", "kernel", "scale", "measured", *own)
-        told = [f"--{name}" for name in known if getattr(self.degradation, name) not in (None, False)]
+        told = [f"--{name.replace('_', '-')}" for name in known if getattr(self.degradation, name) not in (None, False)]
         if told:
             raise ValueError(f"--blind: estimates the degradation, and {' and '.join(told)} would tell it")
         if self.degradation.task is not None:
@@ -131,8 +131,7 @@ class Restore:
         """Raise ValueError for options that mean nothing to other methods than the energy's own."""
         from anem.baselines import BASELINES
 
-        own = ("sampler", "schedule", "mala", "plot_schedule")
-        given = [f"--{f.name.replace('_', '-')}" for f in fields(self) if f.name in own and getattr(self, f.name) != f.default]
+        given = self.sampling.given() + (["--plot-schedule"] if self.plot_schedule else [])
         if given:
             raise ValueError(f"{' and '.join(given)}: for --method {ENERGY} alone, not {self.method}")
         for option in ("blind", "compile"):
@@ -171,8 +170,9 @@ class Restore:
         start = time.perf_counter()
         if self.blind is not None:
             known = {} if self.degradation.task or self.degradation.sigma is None else {"sigma": self.degradation.sigma}
+            known |= named_numbers("--known", self.known)
             operator, sigma, estimates = estimated(model, measurement.double(), self.blind, known, self.seed)
-            found = {"blind": self.blind, "estimates": [{"name": n} | e for n, e in zip(names, estimates, strict=True)]}
+            found = {"blind": self.blind, "known": known, "estimates": [{"name": n} | e for n, e in zip(names, estimates, strict=True)]}
         drawn = self.draw(model, measurement, operator, sigma, folder)
         head = {"model": self.model} | found | ({} if self.degradation.task is None and found else self.degradation.record())
         head |= {"method": self.method} | drawn.record | {"samples": self.samples, "seed": self.seed}
@@ -194,23 +194,16 @@ class Restore:
     ) -> Drawn:
         """Restorations by the method, its settings first in the record."""
         from anem.random import generator_of
-        from anem.sample import MALA, Sampler, as_schedule
 
         if self.method != ENERGY:
             generators = [generator_of(self.seed + b, self.method, device=self.device) for b in range(len(measurement))]
             settings = named_values("--set", self.set)
-            drawn = by_baseline(self.method, model, measurement, operator, sigma, self.steps, self.samples, settings, generators)
-            return replace(drawn, record={"settings": settings, "steps": self.steps} | drawn.record)
-        with progress(self.steps) as bar, self.drawn_path(folder) as path:
-            sampler = Sampler(
-                self.sampler,
-                MALA(self.mala) if self.mala else None,
-                as_schedule(self.schedule, self.steps),
-                callback=both(bar, path) if path else bar,
-            )
+            drawn = by_baseline(self.method, model, measurement, operator, sigma, self.budget, self.samples, settings, generators)
+            return replace(drawn, record={"settings": settings, "steps": self.budget} | drawn.record)
+        with progress(self.budget) as bar, self.drawn_path(folder) as path:
+            sampler = self.sampling.make(self.budget, both(bar, path) if path else bar)
             drawn = by_energy(model, measurement, operator, sigma, sampler, self.samples, self.seed)
-        head = {"sampler": self.sampler, "schedule": self.schedule, "steps": self.steps} | ({"mala": self.mala} if self.mala else {})
-        return replace(drawn, record=head | drawn.record)
+        return replace(drawn, record=self.sampling.record() | {"steps": self.budget} | drawn.record)
 
     @contextmanager
     def drawn_path(self, folder: Path) -> Iterator[Callback | None]:
@@ -222,7 +215,7 @@ class Restore:
 
         recorder = PathRecorder()
         yield recorder
-        plot_paths({self.schedule: (recorder.basis, recorder.values)}, folder / "schedule.png")
+        plot_paths({self.sampling.schedule: (recorder.basis, recorder.values)}, folder / "schedule.png")
 
 
 def estimated(
@@ -235,7 +228,7 @@ def estimated(
     from anem.cli.estimate import parameters
 
     family = FAMILIES[name](measurement.shape)
-    if set(known) - set(family.settings):
+    if "sigma" in set(known) - set(family.settings):
         raise ValueError(f"--sigma: {name} has no noise of one sigma, but {', '.join(family.settings)}; leave it out")
     if known:
         family = family.change(known)

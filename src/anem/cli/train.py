@@ -39,13 +39,16 @@ class Train:
 
     def _train(self) -> int:
         from anem.baselines import load_conditional
-        from anem.train import Callback, NonFiniteLoss, TrainState, load_config, train
-        from anem.train.callbacks import default_callbacks
+        from anem.train import Callback, NonFiniteLoss, TrainConfig, TrainState, default_callbacks, load_config, train
 
         class Seen(Callback):
-            """How the run ended."""
+            """Where the run began, if it continues, and how it ended."""
 
             images, interrupted = 0, False
+
+            def on_start(self, state: TrainState, config: TrainConfig) -> None:
+                if state.step:
+                    print(f"anem: continues {config.output} at image {state.images}", file=sys.stderr)
 
             def on_end(self, state: TrainState) -> None:
                 self.images, self.interrupted = state.images, state.interrupted

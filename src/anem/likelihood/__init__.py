@@ -3,6 +3,7 @@
 Figures of one energy U(y, Σ) ≈ −log p(y given Σ), none of which needs the truth:
 
 * :func:`bits_per_dim`: a bound on the code length of 8-bit images, which is one only if ∫ e^{−U} dy = 1;
+* :func:`log_evidence`: log p(m) of a measurement;
 * :func:`log_partition`: log Z(Σ) = log ∫ e^{−U(y, Σ)} dy, by weighted paths from the anchor;
 * :func:`flow_log_prob`: the probability-flow likelihood, which uses ∇_yU alone and so cannot see a wrong constant of U;
 * :func:`immse_slope`: how E[U] grows with the noise, against the denoising error.
@@ -17,6 +18,7 @@ from anem.likelihood.audits_ranks import Ranks, audit_ranks, truth_ranks
 from anem.likelihood.audits_suite import Audit, AuditSize, audits, trusted_level
 from anem.likelihood.bits import BitsPerDim, bits_per_dim, choose_sigma, log_box_mixture
 from anem.likelihood.diagnose import Comparison, Scores, compare, score
+from anem.likelihood.evidence import average_evidence, draw_observations, log_evidence
 from anem.likelihood.flow import FlowLikelihood, flow_log_prob
 from anem.likelihood.partition import Partition, log_partition
 from anem.likelihood.path import anchor, anchor_log_prob, geometric_path
@@ -42,13 +44,16 @@ __all__ = [
     "audit_ranks",
     "audit_variance",
     "audits",
+    "average_evidence",
     "bits_per_dim",
     "choose_sigma",
     "compare",
+    "draw_observations",
     "flow_log_prob",
     "geometric_path",
     "immse_slope",
     "log_box_mixture",
+    "log_evidence",
     "log_partition",
     "path_integral",
     "score",

@@ -23,7 +23,7 @@ from anem.likelihood.flow import flow_log_prob
 from anem.likelihood.partition import log_partition
 from anem.operators import Observation
 from anem.random import normal
-from anem.sample import Sampler
+from anem.sample import Sampler, as_schedule
 
 __all__ = ["Check", "audit_flow", "audit_gradient", "audit_partition", "audit_paths", "audit_variance", "path_integral"]
 
@@ -266,7 +266,7 @@ def audit_variance(
     drawn = sampler.sample(model, lambda generators: Observation.of(y, own), y.shape, samples, seeds, y).samples
     spread = torch.stack([own.basis.power(s - drawn.mean(0)) for s in drawn]).sum(0) / (samples - 1)
     # The samples are x_0 = x + n_0 at the end Σ_0: given y, n_0 is R (y − x) and a remainder of variance (1 − R) λ_0, R = λ_0/λ.
-    end = sampler.schedule.end(own).values
+    end = as_schedule(sampler.schedule).end(own).values
     kept = 1 - end / own.values
     within = (spread - kept * end) / kept.square()
     sums = [(used * v).flatten(1).sum(1) for v in (at.posterior_variance, own.basis.power(x - at.denoised), within)]

@@ -16,7 +16,7 @@ from anem.likelihood.audits import Check
 from anem.likelihood.chunks import chunks
 from anem.operators import LinearOperator
 from anem.random import generators_for, normal, uniform
-from anem.sample import Sampler
+from anem.sample import Sampler, as_schedule
 
 __all__ = ["Ranks", "audit_ranks", "binomial_interval", "ks_limit", "truth_ranks"]
 
@@ -133,7 +133,7 @@ def truth_ranks(
     measurement = operator.measure(x, sigma, sources)
     drawn = sampler.posterior(model, measurement, operator, sigma, samples, seeds)
     seen = operator.observe(measurement, sigma, model.statistics, sources)
-    end = sampler.schedule.end(seen.cov)
+    end = as_schedule(sampler.schedule).end(seen.cov)
     truth = noisy_truth(x, seen.y, seen.cov, end, seen.observed, sources)
     missing = ~seen.observed if seen.cov.basis == Pixel() else torch.ones_like(seen.observed)
     missing = torch.where(missing.flatten(1).any(1)[:, None, None, None], missing, True)

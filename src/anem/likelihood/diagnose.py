@@ -10,7 +10,8 @@ from torch import Tensor
 
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
-from anem.likelihood.chunks import chunks
+from anem.likelihood.chunks import energies
+from anem.likelihood.evidence import log_evidence
 from anem.operators import LinearOperator
 from anem.random import generator_of
 from anem.statistics import VARIANCE_FLOOR
@@ -72,22 +73,13 @@ def score(
         raise ValueError("images: wanted finite values, got NaN or infinity")
     generators = [generator_of(seed + b, "prior", device=x.device) for b in range(len(x))]
     cov = Covariance.white(prior_sigma**2, x.shape, like=x)
-    prior, evidences = torch.zeros(len(x), dtype=x.dtype, device=x.device), []
-    for _ in range(draws):
-        prior -= _energies(model, x + cov.sample(generators), cov) / draws
-        seen = operator.observe(m, sigma, model.statistics, generators)
-        evidences.append(seen.log_evidence_terms - _energies(model, seen.y, seen.cov))
-    evidence = torch.stack(evidences).logsumexp(0) - math.log(draws)
+    prior = -torch.stack([energies(model, x + cov.sample(generators), cov) for _ in range(draws)]).mean(0)
+    evidence = log_evidence(model, m, operator, sigma, draws=draws, seed=seed)
     variance = max(sigma**2, VARIANCE_FLOOR)
     residual = operator.coordinates(m - operator(x)).square().flatten(1).sum(1) / variance
     measured = operator.measured(x.shape, x).expand(x.shape).flatten(1).sum(1)
     likelihood = -0.5 * (residual + measured * math.log(2 * math.pi * variance))
     return Scores(prior, prior + likelihood - evidence, residual / measured, evidence, x[0].numel())
-
-
-def _energies(model: EnergyModel, y: Tensor, cov: Covariance) -> Tensor:
-    """U at many y, in pieces of a size that memory allows, (B,), float64."""
-    return torch.cat([model.energy(y[rows], cov[rows]).double() for rows in chunks(len(y), y.shape[1:])])
 
 
 @dataclass(frozen=True)

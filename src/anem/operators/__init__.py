@@ -4,9 +4,10 @@ from anem.operators.base import LinearOperator, Observation
 from anem.operators.blur import Blur, Convolution, GaussianBlur, KernelBlur, MotionBlur
 from anem.operators.pixel import Identity, Inpainting, inside_box
 from anem.operators.superresolution import BlockMean, BoxMean, SuperResolution
-from anem.operators.tasks import TASKS, make_operator
+from anem.operators.tasks import SETTINGS, TASKS, make_operator
 
 __all__ = [
+    "SETTINGS",
     "TASKS",
     "BlockMean",
     "Blur",

@@ -132,13 +132,20 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
 """Schedules of a given number of steps, by name."""
 
 
-def as_schedule(schedule: Schedule | str, steps: int) -> Schedule:
-    """A schedule from its name, with ``steps`` steps; see :data:`SCHEDULES`."""
+def as_schedule(schedule: Schedule | str | None = None, steps: int | None = None) -> Schedule:
+    """A path of ``steps`` steps, 50 if None, from its name (water-filling if None, see :data:`SCHEDULES`); a schedule is left as it is.
+
+    Raises:
+        ValueError: an unknown name, or ``steps`` beside a schedule, which has its own.
+    """
     if isinstance(schedule, Schedule):
+        if steps is not None:
+            raise ValueError(f"steps: wanted none beside a schedule, which has {schedule.steps} of its own, got {steps}")
         return schedule
-    if schedule not in SCHEDULES:
+    name = "water-filling" if schedule is None else schedule
+    if name not in SCHEDULES:
         raise ValueError(f"schedule: wanted one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    return SCHEDULES[schedule](steps)
+    return SCHEDULES[name](50 if steps is None else steps)
 
 
 def freeze(

@@ -149,7 +149,8 @@ class Bridge(_FirstOrder):
 class SDE2M(Kernel):
     """x_s = R x_t + (1 − R)[D_t + (Δτ/2Δτ_prev)(D_t − D_prev)] + √(λ_s(1 − R)) ε, second-order multistep data prediction.
 
-    τ is the mean of log λ over the coordinates, the scalar parameter of the path. The first step is ancestral.
+    Δτ is the largest fall of log λ among the coordinates: along a geometric path they all fall in proportion, and along water-filling
+    those that move fall together, however many that are (their mean would jump when more of them start). The first step is ancestral.
     Source: Lu et al. 2022, DPM-Solver++, arXiv 2211.01095, SDE-DPM-Solver++(2M), for Σ_t in place of a scalar.
     """
 
@@ -169,8 +170,8 @@ class SDE2M(Kernel):
 
 
 def _progress(start: Covariance, end: Covariance) -> Tensor:
-    """Δτ, the mean decrease of log λ, (B, 1, 1, 1)."""
-    return (start.values / end.values).log().mean((1, 2, 3), keepdim=True)
+    """Δτ, the largest decrease of log λ, (B, 1, 1, 1)."""
+    return (start.values / end.values).log().amax((1, 2, 3), keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.operators import Observation
-from anem.random import generators_for
+from anem.random import generators_for, seeds_for
 from anem.sample.convergence import effective_sample_size, split_rhat
 from anem.sample.correctors import MALA, Corrector, State, Target
 from anem.sample.kernels import Noise
@@ -126,7 +126,7 @@ def sample_mcmc(
     model: EnergyModel,
     observation: Observation,
     *,
-    kernel: Corrector | None = None,
+    corrector: Corrector | None = None,
     chains: int = 4,
     warmup: int = 500,
     draws: int = 500,
@@ -136,14 +136,15 @@ def sample_mcmc(
 ) -> Trace:
     """Draw from p(x_0 given y) by Markov chains, all S·B of them at once.
 
-    Network calls a chain: 1 + (warmup + draws) · ``kernel.steps``. A chain depends on its own seed and on the chains of its image, with
+    Network calls a chain: 1 + (warmup + draws) · ``corrector.steps``. A chain depends on its own seed and on the chains of its image, with
     which it shares ε and s, never on other images.
 
     Arguments:
         model: the energy.
         observation: y, Σ_T and which coordinates were observed, of B images, in float64.
-        kernel: MALA() if None. Its ``steps`` are those between two draws, its ``step_size`` is where ε starts. Dual averaging tunes ε for
-            MALA; ULA keeps it, relative to s, so that P_k = ε s_k. ``adaptation``, meant for levels that change, is not used.
+        corrector: the kernel of the chains, MALA() if None. Its ``steps`` are those between two draws, its ``step_size`` is where ε
+            starts. Dual averaging tunes ε for MALA; ULA keeps it, relative to s, so that P_k = ε s_k. ``adaptation``, meant for levels
+            that change, is not used.
         chains, warmup, draws: S, the draws thrown away, and N.
         variance: λ_0 of :func:`~anem.sample.schedules.end_of_path`. Chains mix the faster the larger it is.
         seed: of image b, seed + b, or one an image.
@@ -153,26 +154,26 @@ def sample_mcmc(
     Raises:
         ValueError: counts below 1 (warmup below 0), seeds or a start that do not fit, chains that diverge.
     """
-    kernel = kernel or MALA()
+    corrector = MALA() if corrector is None else corrector
+    if not isinstance(corrector, Corrector):
+        raise ValueError(f"corrector: wanted ULA or MALA, got {corrector!r}")
     batch = len(observation.y)
-    seeds = range(seed, seed + batch) if isinstance(seed, int) else list(seed)
-    if min(chains, draws, batch) < 1 or warmup < 0 or len(seeds) != batch:
-        raise ValueError(
-            f"wanted chains, draws, images >= 1, warmup >= 0 and a seed an image, got {chains}, {draws}, {batch}, {warmup}, {seeds}"
-        )
+    if min(chains, draws, batch) < 1 or warmup < 0:
+        raise ValueError(f"wanted chains, draws, images >= 1 and warmup >= 0, got {chains}, {draws}, {batch}, {warmup}")
+    seeds = seeds_for(seed, batch)
     repeated = observation[torch.arange(batch).repeat(chains)]
     noise = Noise(generators_for([chain_seed(own, s) for s in range(chains) for own in seeds], observation.y.device))
     target = _Scaled(repeated, end_of_path(repeated.cov, variance), model.statistics, chains)
-    walk = _Walk(model, kernel, target, noise, target.start(noise, start))
+    walk = _Walk(model, corrector, target, noise, target.start(noise, start))
     walk.warm_up(warmup)
     kept = [walk.draw() for _ in range(draws)]
     if not bool(torch.isfinite(walk.state.log_density).all()):
-        raise ValueError(f"kernel: the chains diverged; wanted a step size below {float(walk.tuner.step_size.max()):.3g}, or MALA")
+        raise ValueError(f"corrector: the chains diverged; wanted a step size below {float(walk.tuner.step_size.max()):.3g}, or MALA")
 
     def stack(index: int) -> Tensor:
         return torch.stack([k[index] for k in kept], 1).unflatten(0, (chains, batch)).transpose(1, 2)
 
-    return Trace(stack(0), stack(1), stack(2), walk.tuner.step_size, 1 + (warmup + draws) * kernel.steps)
+    return Trace(stack(0), stack(1), stack(2), walk.tuner.step_size, 1 + (warmup + draws) * corrector.steps)
 
 
 class _Scaled(Target):
@@ -215,26 +216,26 @@ class _Scaled(Target):
 class _Walk:
     """The chains where they are."""
 
-    def __init__(self, model: EnergyModel, kernel: Corrector, target: _Scaled, noise: Noise, x: Tensor) -> None:
-        self.model, self.kernel, self.target, self.noise = model, kernel, target, noise
+    def __init__(self, model: EnergyModel, corrector: Corrector, target: _Scaled, noise: Noise, x: Tensor) -> None:
+        self.model, self.corrector, self.target, self.noise = model, corrector, target, noise
         self.state: State = target.state(model(x, target.level))
         if not bool(torch.isfinite(self.state.log_density).all()):
             raise ValueError("model: its energy is not finite where the chains start")
-        self.tuner = DualAveraging(kernel.initial_step_size(x[: len(x) // target.chains]))
+        self.tuner = DualAveraging(corrector.initial_step_size(x[: len(x) // target.chains]))
 
     def draw(self, tune: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Position, log density and mean acceptance after ``kernel.steps`` steps: (S·B, C, H, W), (S·B,), (S·B,)."""
+        """Position, log density and mean acceptance after ``corrector.steps`` steps: (S·B, C, H, W), (S·B,), (S·B,)."""
         total = torch.zeros_like(self.state.log_density)
-        for _ in range(self.kernel.steps):
-            self.state, info = self.kernel.step(self.model, self.state, self.target, self.tuner.step_size, self.noise)
+        for _ in range(self.corrector.steps):
+            self.state, info = self.corrector.step(self.model, self.state, self.target, self.tuner.step_size, self.noise)
             total = total + info.acceptance
             if tune:
                 self.tuner.update(info.acceptance.unflatten(0, (self.target.chains, -1)).mean(0))
-        return self.state.evaluation.y, self.state.log_density, total / self.kernel.steps
+        return self.state.evaluation.y, self.state.log_density, total / self.corrector.steps
 
     def warm_up(self, count: int) -> None:
         """Half of the draws before, half after s is set from the second quarter of them."""
-        tune, seen = self.kernel.adjusted, []
+        tune, seen = self.corrector.adjusted, []
         for i in range(count):
             x = self.draw(tune)[0]
             if count // 4 <= i < count // 2:

@@ -15,7 +15,7 @@ from anem.bases import Basis, Pixel, as_basis
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.operators import LinearOperator, Observation
-from anem.random import generators_for
+from anem.random import generators_for, seeds_for
 from anem.sample.chain import Callback, run_chain
 from anem.sample.correctors import Corrector
 from anem.sample.guided import as_schedule
@@ -80,7 +80,7 @@ class Sampler:
     Arguments:
         kernel: a kernel or its name.
         corrector: Langevin steps at every level, such as ``MALA(steps=2)``.
-        schedule: the path; a sample costs 1 + schedule.steps · (kernel.calls + corrector.steps) network calls.
+        schedule: the path, or its name with 50 steps; a sample costs 1 + schedule.steps · (kernel.calls + corrector.steps) network calls.
         final: ``"denoise"``: samples are E[x given x_0, Σ_0]; ``"noisy"``: samples are x_0 and hold noise of covariance Σ_0.
         chunk: most chains run at once; 2¹⁸ numbers if None (334 chains of MNIST), halved by itself where the device runs out of memory.
         callback: called after every step of every chunk; see :data:`~anem.sample.chain.Callback`.
@@ -88,13 +88,14 @@ class Sampler:
 
     kernel: Kernel | str = "ancestral"
     corrector: Corrector | None = None
-    schedule: Schedule = field(default_factory=WaterFilling)
+    schedule: Schedule | str = field(default_factory=WaterFilling)
     final: str = "denoise"
     chunk: int | None = None
     callback: Callback | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", as_kernel(self.kernel))
+        object.__setattr__(self, "schedule", as_schedule(self.schedule))
         if self.chunk is not None and self.chunk < 1:
             raise ValueError(f"chunk: wanted at least 1, got {self.chunk}")
 
@@ -109,6 +110,7 @@ class Sampler:
         regularised: float = 0.0,
     ) -> Restoration:
         """Draw from p(x given m); the arguments are those of :func:`sample_posterior`."""
+        operator.check_measurement(measurement, sigma)
         observe = partial(operator.observe, measurement.double(), sigma, model.statistics, regularised=regularised)
         return self.sample(model, observe, operator.image_shape(measurement.shape), samples, seed, measurement)
 
@@ -133,15 +135,13 @@ class Sampler:
         """
         like = torch.zeros(()) if like is None else like
         batch = shape[0]
-        seeds = range(seed, seed + batch) if isinstance(seed, int) else list(seed)
-        if samples < 1 or batch < 1 or len(seeds) != batch:
-            raise ValueError(f"wanted samples >= 1, images >= 1 and a seed for each, got {samples}, {batch} and {len(seeds)}")
-        if min(seeds) < 0:
-            raise ValueError(f"seed: wanted whole numbers >= 0, got {min(seeds)}")
+        if samples < 1 or batch < 1:
+            raise ValueError(f"wanted samples >= 1 and images >= 1, got {samples} and {batch}")
+        seeds = seeds_for(seed, batch)
 
         def run(chains: range) -> _Part:
             observation, generators = _start(observe, seeds, chains, like.device)
-            schedule = self.schedule.rows(torch.tensor([r % batch for r in chains]))
+            schedule = as_schedule(self.schedule).rows(torch.tensor([r % batch for r in chains]))
             chain = run_chain(
                 model,
                 observation,
@@ -250,7 +250,7 @@ def sample_posterior(
     sigma: float | Tensor,
     *,
     samples: int = 1,
-    steps: int = 50,
+    steps: int | None = None,
     kernel: Kernel | str = "ancestral",
     corrector: Corrector | None = None,
     schedule: Schedule | str | None = None,
@@ -271,8 +271,8 @@ def sample_posterior(
         operator: H.
         sigma: standard deviation of the noise in m: a number, (B,), or a map where the operator allows it.
         samples: S, draws for each image.
-        steps: of the path.
-        schedule: another path than water-filling, by name ("geometric", "energy", "variance") or, in place of ``steps``, as an object.
+        steps: of the path, 50 if None; not beside a schedule that is an object.
+        schedule: another path than water-filling, by name ("geometric", "energy", "variance") or as an object.
         seed: of image b, seed + b, or one an image.
         regularised: see :meth:`LinearOperator.observe`.
         kernel, corrector, final, chunk, callback: see :class:`Sampler`.
@@ -282,7 +282,7 @@ def sample_posterior(
 
     Source: Zilberstein et al., arXiv 2605.15487; kernels and correctors as documented in :mod:`anem.sample`.
     """
-    sampler = Sampler(kernel, corrector, as_schedule(schedule or WaterFilling(steps), steps), final, chunk, callback)
+    sampler = Sampler(kernel, corrector, as_schedule(schedule, steps), final, chunk, callback)
     return sampler.posterior(model, measurement, operator, sigma, samples, seed, regularised)
 
 
@@ -290,7 +290,7 @@ def sample_prior(
     model: EnergyModel,
     shape: Sequence[int],
     *,
-    steps: int = 50,
+    steps: int | None = None,
     kernel: Kernel | str = "ancestral",
     corrector: Corrector | None = None,
     schedule: Schedule | str | None = None,
@@ -327,5 +327,5 @@ def sample_prior(
         y = statistics.mean_image(double) + spread.sample(generators)
         return Observation.of(y, cov, observed=False)
 
-    sampler = Sampler(kernel, corrector, as_schedule(schedule or WaterFilling(steps), steps), final, chunk, callback)
+    sampler = Sampler(kernel, corrector, as_schedule(schedule, steps), final, chunk, callback)
     return sampler.sample(model, anchor, shape, 1, seed, like)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from anem.files import write_text
+from anem.hub import read_card
 from anem.train.checkpoint import TrainState
 from anem.train.config import TrainConfig, to_dict
 from anem.train.evaluate import Report
@@ -177,7 +178,11 @@ class Export(Callback):
         self.folder = folder
 
     def on_start(self, state: TrainState, config: TrainConfig) -> None:
+        if not hasattr(state.ema.model, "save_pretrained"):
+            raise ValueError(f"callbacks: Export wants a model with save_pretrained, got {type(state.ema.model).__name__}; name others")
         self.config, self.cells = to_dict(config), []
+        if state.step and (self.folder / "card.json").is_file():
+            self.cells = read_card(self.folder).get("held_out", [])
 
     def on_evaluate(self, state: TrainState, report: Report) -> None:
         self.cells = report.to_dict()

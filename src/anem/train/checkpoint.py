@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ from anem.train.ema import EMA
 __all__ = ["CheckpointStore", "Snapshot", "TrainState", "load_exactly"]
 
 FORMAT = "anem-checkpoint-1"
+
+RUN = ("seed", "weight", "loss", "model", "data", "noise", "conditional")
+"""Settings that make a run what it is: it goes on with the same, while rates, lengths, intervals and devices may change."""
+
+READING = ("strict", "in_memory")
+"""Settings of data that change nothing about the images."""
 
 
 @dataclass
@@ -99,6 +106,20 @@ class Snapshot:
             raise ValueError(f"checkpoint {path}: damaged (the checksum of its tensors differs)")
         return cls(path, tensors, step, images, config)
 
+    def check_continues(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError if a run of this configuration is another than the checkpoint's; settings it lacks may be anything."""
+        for key in (key for key in RUN if key in self.config and key in config):
+            then, now = self.config[key], config[key]
+            pairs = {key: (then, now)}
+            if isinstance(then, Mapping) and isinstance(now, Mapping):
+                pairs = {f"{key}.{name}": (then[name], now[name]) for name in then.keys() & now.keys() - {*READING}}
+            for name, (before, given) in sorted(pairs.items()):
+                if before != json.loads(json.dumps(given)):
+                    raise ValueError(
+                        f"checkpoint {self.path}: of a run with {name} = {json.dumps(before)}, got {json.dumps(given)};"
+                        " give the run an output of its own, or go on with the same settings"
+                    )
+
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with ``prefix``, without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
@@ -111,7 +132,7 @@ class CheckpointStore:
     Arguments:
         folder: where they are.
         config: how often to write and how many to keep.
-        card: the run's configuration as plain values, stored in every file.
+        card: the run's settings as plain values, stored in every file.
     """
 
     folder: Path

@@ -118,7 +118,7 @@ class _Run:
             raise ValueError(f"batch_size: wanted a multiple of {pieces} (processes × accumulation), got {config.batch_size}")
         self.size = config.batch_size // pieces
         self.parts = parts = parts or build_parts(config)
-        self.store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint, to_dict(config))
+        self.store = CheckpointStore(Path(config.output) / "checkpoints", config.checkpoint, to_dict(config) | dict(parts.settings))
         self.state = self._state()
         self.module = self.accelerator.prepare_model(LossModule(self.state.model.train(), parts.loss, config.weight))
         self.fast = fast_step(config, self.module, self.device) if pieces == 1 else None
@@ -139,6 +139,8 @@ class _Run:
         """A fresh model and optimiser, or those of the newest checkpoint."""
         config, path = self.config, self.store.latest()
         snapshot = None if path is None else Snapshot.read(path)
+        if snapshot is not None:
+            snapshot.check_continues(self.store.card)
         with self.own_random_numbers():
             torch.manual_seed(seed_of(config.seed, "weights"))
             model = self.parts.model(fit_statistics(config, self.parts.data, snapshot)).to(self.device)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class Parts:
         families: names of the noise families.
         loss: (model, x, cov, noise, weight), and ``twin`` by name where there are twins, to terms ``total`` (), and ``a_dsm``, ``a_csm``,
             ``energy`` (B,).
+        settings: what makes these parts, for checkpoints: a run that goes on with others under one of their names is refused.
     """
 
     model: Callable[[DataStatistics], nn.Module]
@@ -44,6 +45,7 @@ class Parts:
     draw: Callable[..., Any]
     families: tuple[str, ...]
     loss: Callable[..., Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def network_config(config: TrainConfig) -> NetworkConfig:
@@ -86,7 +88,7 @@ def fit_statistics(config: TrainConfig, data: Any, snapshot: Snapshot | None) ->
     """Mean and variances: of the checkpoint, of the model to start from, or fitted to ``statistics_images`` images spread over the data.
 
     Raises:
-        ValueError: the checkpoint, or the model to start from, does not fit the images.
+        ValueError: the checkpoint is of another model, or the model to start from does not fit the images.
     """
     if snapshot is not None:
         tensors = snapshot.part("model.statistics.")
