@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from anem.bases import BlockDCT, Fourier, Mixed, Pixel, as_basis
+from anem.bases import BlockDCT, Fourier, Mixed, Pixel, as_basis, coherence
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork, NetworkConfig
+from anem.propagation import propagate
 from anem.statistics import DataStatistics
 
 SIZE = (8, 8)
@@ -39,12 +40,13 @@ def mixed(batch, channels=1, size=SIZE, seed=1):
     return Covariance(basis.symmetrise(values), basis)
 
 
+@pytest.mark.parametrize("colours", [1, 3])
 @pytest.mark.parametrize(
     "changes", [{}, {"rounds": 0}, {"base": "product"}, {"form": "inner"}, {"norm": 4}, {"attention": (1,), "channels": (32, 64)}]
 )
-def test_evaluation_equals_generic_differentiation(changes):
-    model, cov = network(**changes), mixed(4)
-    y = images(4).double() + cov.sample(torch.Generator().manual_seed(2))
+def test_evaluation_equals_generic_differentiation(changes, colours):
+    model, cov = network(colours=colours, **changes), mixed(4, colours)
+    y = images(4, colours).double() + cov.sample(torch.Generator().manual_seed(2))
     fast, plain = model(y, cov), EnergyModel.forward(model, y, cov)
     for name in ("energy", "grad_y", "grad_logvar"):
         assert torch.allclose(getattr(fast, name), getattr(plain, name), rtol=1e-9, atol=1e-9), name
@@ -94,6 +96,56 @@ def test_base_is_the_exact_energy_of_independent_pixels(base):
     gaussian = torch.distributions.Normal(model.statistics.mean_image(y), (model.statistics.variance + cov.values).sqrt()).log_prob(y)
     parts = torch.stack([gaussian.flatten(1).sum(1) + math.log(0.2), log_p + math.log(0.8)])
     assert torch.allclose(model.energy(y, cov), -log_p if base == "product" else -torch.logsumexp(parts, 0), rtol=1e-6)
+
+
+def test_channels_are_independent_in_the_base_and_each_has_its_own_pixels():
+    """Of colour images with different densities in every channel, noise diagonal in pixels, and F = e = g = 0."""
+    torch.manual_seed(0)
+    shades = images(channels=3) * torch.tensor([0.2, 0.6, 1.0])[:, None, None]
+    model = EnergyNetwork(NetworkConfig.preset("tiny").override(base="product"), DataStatistics.fit(shades)).double()
+    cov = Covariance(mixed(4, 3).values, "pixel")
+    y = shades[:4].double() + cov.sample(torch.Generator().manual_seed(2))
+    m, expected = model.statistics.marginal, 0.0
+    for c in range(3):
+        t = m.variances[c] + cov.values[:, c, ..., None]
+        log_p = m.weights[c].log() + torch.distributions.Normal(m.means[c], t.sqrt()).log_prob(y[:, c, ..., None])
+        expected = expected - log_p.logsumexp(-1).flatten(1).sum(1)
+    assert torch.allclose(model.energy(y, cov), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "fourier"])
+def test_what_the_network_adds_is_the_formula(basis, monkeypatch):
+    """½ ⟨ρ/√t (1 + c/λ)^¼ √a, B F⟩ + Σ_p α_p e_p + (1 − h) Σ_p g_p b(δ_p + K_p), with F, e and g given."""
+    model = network(0.0, base="product")
+    y, generator = images(2).double() * 2, torch.Generator().manual_seed(3)
+    cov = Covariance(as_basis(basis).symmetrise(mixed(2).values), basis)
+    nothing = torch.zeros_like(y)
+    field, density, gate = (torch.randn(y.shape, generator=generator, dtype=torch.float64) for _ in range(3))
+
+    def energy(*outputs):
+        monkeypatch.setattr(model, "_network", lambda *given: outputs)
+        return model.energy(y, cov).detach()
+
+    base = energy(nothing, nothing, nothing)
+    level = model.statistics.variance_in("pixel", *SIZE, y)[:, :1, :1, :1]
+    rho, values, share = (
+        model.statistics.residual(y, cov.basis),
+        cov.values,
+        torch.full((2, 1, 1, 1), 1 / (1 + math.exp(0.6)), dtype=y.dtype),
+    )
+    pixels = propagate(rho, values, level.expand_as(y), cov.basis, model.statistics, model.config.rounds, share)
+    unknown = torch.sigmoid(2 * ((pixels.noise / pixels.spread).log().mean((1, 2, 3)) + math.log(16)))[:, None, None, None]
+    c = model.statistics.variance_of(cov)
+    h = unknown * (1 - 1 / coherence(cov.basis, c))
+    blend = c**h * level ** (1 - h)
+    t = blend + values
+    inner = rho / t.sqrt() * (1 + blend / values) ** 0.25 * (blend / t).sqrt() * cov.basis.forward(field)
+    torch.testing.assert_close(energy(field, nothing, nothing) - base, 0.5 * inner.flatten(1).sum(1), rtol=1e-6, atol=1e-6)
+    alpha = 1 / (1 + pixels.noise / pixels.spread)
+    torch.testing.assert_close(energy(nothing, density, nothing) - base, (alpha * density).flatten(1).sum(1), rtol=1e-6, atol=1e-6)
+    raw = pixels.delta + pixels.divergence
+    fluctuation = (1 - h) * raw / (1 + (raw / 20) ** 2).sqrt()
+    torch.testing.assert_close(energy(nothing, nothing, gate) - base, (gate * fluctuation).flatten(1).sum(1), rtol=1e-6, atol=1e-6)
 
 
 def test_base_product_is_what_it_says():
