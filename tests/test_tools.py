@@ -37,8 +37,8 @@ def test_what_a_tool_imports_is_there(name):
 
 def test_average_is_the_mean_of_every_weight_and_leaves_the_statistics():
     models = [network(seed) for seed in range(3)]
-    wanted = [sum(p.double() for p in parts) / 3 for parts in zip(*[m.parameters() for m in models], strict=True)]
-    mean = tool("average_models").average(models)
+    wanted = [(p + 2 * q + 5 * r).double() / 8 for p, q, r in zip(*[m.parameters() for m in models], strict=True)]
+    mean = tool("average_models").average(models, [0.5, 1, 2.5])
     for p, w in zip(mean.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.double(), w, rtol=1e-6, atol=1e-6)
     for (name, found), kept in zip(mean.statistics.state_dict().items(), models[1].statistics.state_dict().values(), strict=True):
@@ -55,7 +55,7 @@ def test_average_is_the_mean_of_every_weight_and_leaves_the_statistics():
 )
 def test_average_refuses_what_has_no_mean(others):
     with pytest.raises(ValueError, match="wanted"):
-        tool("average_models").average([network(0), *others])
+        tool("average_models").average([network(0), *others], [1.0] * (1 + len(others)))
 
 
 def test_a_model_in_the_product_base_is_the_old_one_where_pixels_are_all_there_is():

@@ -1,13 +1,15 @@
 """The mean of the weights of several models of one network, such as trainings that went on from one model with different seeds.
 
-    python tools/average_models.py OUT MODEL MODEL [...]
+    python tools/average_models.py OUT MODEL[=WEIGHT] MODEL[=WEIGHT] [...]
 
-Writes OUT as a model, with held-out figures of training images 55,000 to 59,999 of MNIST in its card. Needs ``make data``.
+Models without a WEIGHT count as 1. Writes OUT as a model, with held-out figures of training images 55,000 to 59,999 of MNIST in its card. Needs ``make data``.
 """
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -19,12 +21,15 @@ from anem.network import EnergyNetwork
 from anem.train.evaluate import HeldOut
 
 
-def average(models: list[EnergyNetwork]) -> EnergyNetwork:
-    """The first model with the mean of all weights.
+def average(models: Sequence[EnergyNetwork], shares: Sequence[float]) -> EnergyNetwork:
+    """The first model with the mean of all weights, each model counted by its share.
 
     Raises:
-        ValueError: fewer than two models, or different networks or data statistics.
+        ValueError: fewer than two models, different networks or data statistics, or shares that are not positive.
     """
+    if not all(0 < share < math.inf for share in shares):
+        raise ValueError(f"wanted positive weights of the models, got {', '.join(f'{share:g}' for share in shares)}")
+    part = torch.tensor(shares, dtype=torch.float64) / math.fsum(shares)
     first, *others = models
     if not others or any(m.config != first.config for m in others):
         raise ValueError("wanted two or more models of the same network")
@@ -32,12 +37,13 @@ def average(models: list[EnergyNetwork]) -> EnergyNetwork:
     for name, value in states[0].items():
         if name.startswith("statistics.") and not all(torch.equal(value, state[name]) for state in states):
             raise ValueError(f"wanted models with the same data statistics, got different {name}")
-        value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+        value.copy_(torch.stack([p * state[name].double() for p, state in zip(part, states, strict=True)]).sum(0))
     return first
 
 
 def main(out: str, *names: str) -> None:
-    model = average([load(name) for name in names])
+    parts = [name.partition("=") for name in names]
+    model = average([load(path) for path, _, _ in parts], [float(share or 1) for _, _, share in parts])
     images = load_dataset(mnist("validation", "data/mnist.npz")).batch(torch.arange(2048), torch.Generator().manual_seed(1))
     noise = NoiseConfig(stratified=True)
     families = noise.family_names
