@@ -2,7 +2,8 @@
 
     python tools/average_models.py OUT MODEL[=WEIGHT] MODEL[=WEIGHT] [...]
 
-Models without a WEIGHT count as 1. Writes OUT as a model, with held-out figures of training images 55,000 to 59,999 of MNIST in its card. Needs ``make data``.
+Models without a WEIGHT count as 1. Writes OUT as a model, with held-out figures of training images 55,000 to 59,999 of MNIST in its card.
+Needs ``make data``.
 """
 
 from __future__ import annotations
