@@ -104,7 +104,7 @@ def test_the_trusted_range_ends_at_the_first_level_that_is_wrong_or_undecided():
 
 
 def test_the_command_prints_a_verdict_a_line_and_writes_the_same(capsys):
-    code = main(["audit", "exact", "--quick", "--images", "pictures.npy", "--json", "--out", "figures.json"])
+    code = main(["audit", "exact", "--quick", "--images", "pictures.npy", "--json", "--report", "figures.json"])
     printed = json.loads(capsys.readouterr().out)
     with open("figures.json", encoding="utf-8") as file:
         assert json.load(file) == printed
@@ -133,8 +133,8 @@ def test_a_failed_audit_is_exit_code_1(capsys):
         ["--data", "elsewhere"],
         ["--images", "missing.png"],
         ["--seed", "-1"],
-        ["--out", "."],
-        ["--out", "pictures.npy/figures.json"],
+        ["--report", "."],
+        ["--report", "pictures.npy/figures.json"],
     ],
     ids=lambda a: a[0],
 )

@@ -175,6 +175,20 @@ def test_another_operator_than_that_of_the_training_is_refused(operator):
         Palette(network(box=4), steps=2)(torch.zeros(1, 1, 8, 8), operator, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("inpaint-box", {"missing": 0.9}, "conditional.settings: wanted box for inpaint-box, got missing"),
+        ("deblur", {"size": 16}, "conditional.settings: wanted kernel_size, std for deblur, got size"),
+        ("sr4", {"std": 1.0}, "conditional.settings: wanted none for sr4, got std"),
+        ("fog", {}, "conditional.task: wanted one of denoise, .*, got 'fog'"),
+    ],
+)
+def test_settings_of_another_task_are_refused(task, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ConditionalConfig("palette", task, settings)
+
+
 def test_a_measurement_becomes_an_image_of_the_size_of_x():
     assert measurement_image(torch.ones(1, 1, 2, 2), SuperResolution(4)).shape == (1, 1, 8, 8)
     assert network("indi", "sr4")(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1)).shape == (1, 1, 8, 8)

@@ -5,7 +5,6 @@ The network is the U-Net of the energy with the same configuration; the level of
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,11 +24,11 @@ from anem.losses import LossTerms
 from anem.network import NetworkConfig
 from anem.nn.embedding import SPECTRAL_FEATURES
 from anem.nn.unet import noise_map, padded
-from anem.operators import LinearOperator, make_operator
+from anem.operators import SETTINGS, TASKS, LinearOperator, make_operator
 from anem.random import Generators
 from anem.statistics import DataStatistics
 from anem.train import Parts, TrainConfig
-from anem.train.config import from_dict, stricter, to_dict
+from anem.train.config import from_dict, read_toml, stricter, to_dict
 from anem.train.parts import network_config
 
 __all__ = ["ConditionalConfig", "ConditionalNetwork", "Model", "conditional_parts", "load_conditional", "measurement_image", "restore_each"]
@@ -51,6 +50,13 @@ class ConditionalConfig:
     task: str = "inpaint-box"
     settings: dict[str, int | float] = field(default_factory=dict)
     sigma: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"conditional.task: wanted one of {', '.join(TASKS)}, got {self.task!r}")
+        own = SETTINGS.get(self.task, {})
+        for name in self.settings.keys() - own.keys():
+            raise ValueError(f"conditional.settings: wanted {', '.join(own) or 'none'} for {self.task}, got {name}")
 
 
 def measurement_image(measurement: Tensor, operator: LinearOperator) -> Tensor:
@@ -175,10 +181,7 @@ def load_conditional(path: str | Path, strict: bool = False) -> tuple[TrainConfi
     """
     from anem.baselines import indi, palette
 
-    try:
-        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a TOML file: {error}") from None
+    mapping = read_toml(path)
     if "conditional" not in mapping:
         return None
     problem = from_dict(ConditionalConfig, mapping.pop("conditional"), where="conditional.")

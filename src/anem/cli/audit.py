@@ -54,8 +54,8 @@ class Audit:
     """of all random numbers"""
     json: Flag = False
     """print the figures as JSON"""
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """also write them to a JSON file"""
+    report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """also write them to this JSON file"""
     device: Device = "cpu"
     compile: Compile = False
 
@@ -70,10 +70,10 @@ class Audit:
         unknown = [name for name in self.only if name not in AUDITS]
         if unknown:
             raise ValueError(f"--only: wanted some of {', '.join(AUDITS)}, got {', '.join(unknown)}")
-        if self.out is not None and self.out.is_dir():
-            raise ValueError(f"--out: wanted a file, got the folder {self.out}")
-        if self.out is not None:
-            check_writable(self.out)
+        if self.report is not None and self.report.is_dir():
+            raise ValueError(f"--report: wanted a file, got the folder {self.report}")
+        if self.report is not None:
+            check_writable(self.report)
         checks = self.audit()
         failed = sum(check.verdict == "FAIL" for check in checks)
         record = {"model": self.model, "quick": self.quick, "seed": self.seed, "failed": failed, "checks": [entry(c) for c in checks]}
@@ -83,8 +83,8 @@ class Audit:
             print(to_json(record))
         else:
             Console(highlight=False).print(table(checks, self.model), trust(record), sep="\n", end="")
-        if self.out is not None:
-            write_text(self.out, to_json(record) + "\n")
+        if self.report is not None:
+            write_text(self.report, to_json(record) + "\n")
         undecided = sum(check.verdict == "undecided" for check in checks)
         if failed or undecided:
             print(f"{failed} failed, {undecided} undecided of {len(checks)} figures", file=sys.stderr)

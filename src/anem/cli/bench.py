@@ -24,8 +24,8 @@ class Bench:
     """which bench"""
     quick: Flag = False
     """a small run, within 60 s on two cores; judges only the aims that mean something at that size"""
-    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: OUT/NAME.json)")] = None
-    """where to write the figures"""
+    report: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: OUT/NAME.json)")] = None
+    """JSON file for the figures"""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="(default: runs/bench/NAME)")] = None
     """folder for the bench's pictures and partial results"""
     model: Annotated[str, arg(metavar="MODEL")] = "digits"
@@ -89,7 +89,7 @@ class Bench:
             self.name,
             Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)} | {"out": out}),
             command=self.command(),
-            json_file=self.json or out / f"{self.name}.json",
+            json_file=self.report or out / f"{self.name}.json",
             seed=self.seed,
             fresh=self.fresh,
             workers=self.workers,
@@ -105,7 +105,7 @@ class Bench:
         words = ["anem", "bench", self.name]
         for option in fields(self):
             value = getattr(self, option.name)
-            if option.name not in ("name", "json", "out", "data", "workers", "fresh") and value != option.default:
+            if option.name not in ("name", "report", "out", "data", "workers", "fresh") and value != option.default:
                 given = value if isinstance(value, tuple) else () if value is True else (value,)
                 words += [f"--{option.name}", *map(str, given)]
         return shlex.join(words)

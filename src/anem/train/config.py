@@ -27,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "from_dict",
     "load_config",
+    "read_toml",
     "stricter",
     "to_dict",
 ]
@@ -238,12 +239,21 @@ def load_config(path: str | Path, strict: bool = False) -> TrainConfig:
         FileNotFoundError: no such file.
         ValueError: not TOML, an unknown key, or a value of the wrong type or range.
     """
+    config = from_dict(TrainConfig, read_toml(path))
+    return stricter(config) if strict else config
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML.
+    """
     try:
-        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a TOML file: {error}") from None
-    config = from_dict(TrainConfig, mapping)
-    return stricter(config) if strict else config
 
 
 def stricter(config: TrainConfig) -> TrainConfig:
