@@ -229,3 +229,40 @@ def test_a_moved_posterior_is_the_same_in_other_places():
     far = cells.moved(start, start + 10.0, 1e3 * stretch)  # intervals and moments end where the range does
     assert bool((far.mean <= torch.tensor([p.high for p in family.parameters.values()]) * (1 + 1e-12)).all() and far.std.isfinite().all())
     assert far.interval(0.9)[0, 1] <= family.parameters["std"].high * (1 + 1e-12)
+
+
+def test_matched_scores_of_two_parameters_by_an_energy_of_another_prior():
+    """Errors are C⁻¹ J C⁻ᵀ with C_ab = ∂E[s_a]/∂θ_b, here far from symmetric: computed apart, in closed form.
+
+    Both laws are Gaussian and diagonal in frequencies: with t_k the variance of frequency k under the model and τ_k under the data, both
+    at θ, the mean score at u of measurements at θ is ½ Σ_k ∂ log t_k (τ_k(θ)/t_k − 1).
+    """
+    family, model = FAMILIES["blur"]((1, 1, 8, 8)), make_power_law_gaussian(1, 8, 8, exponent=4.0)
+    truth = torch.tensor([[0.8, 0.08]], dtype=torch.float64)
+    u, width = family.coordinates(truth)[0], torch.tensor([0.05, 0.05], dtype=torch.float64)
+
+    def variances(at, prior):
+        operator, sigma = family.degradation(family.values(at[None]))
+        gain = operator.response((1, 1, 8, 8), at).abs().square()
+        return (gain * prior.variance + sigma.reshape(-1, 1, 1, 1).square()).flatten()
+
+    t = variances(u, model)
+    slope = torch.autograd.functional.jacobian(lambda at: variances(at, model).log(), u)
+    spread = torch.autograd.functional.jacobian(lambda at: variances(at, EXACT), u)
+    wanted = 0.5 * slope.T @ (spread / t[:, None])
+    ratio = variances(u, EXACT) / t
+    scores = 0.5 * slope.T @ (ratio.square()[:, None] * slope)  # J: frequencies are independent, and var (z²) = 2
+    assert float((wanted[0, 1] - wanted[1, 0]).abs()) > 0.2 * float(wanted[0, 1].abs())
+    inverse = torch.linalg.inv(wanted)
+    errors = (inverse @ scores @ inverse.T).diagonal().sqrt()
+
+    m = measure(family, truth[0].tolist(), seed=3)
+    evidence = Evidence(model, m, family)
+    both = torch.tensor([True, True])
+    value, gradient, _ = evidence.derivatives(u, both)
+    here = MODULE._Peak(u, value, gradient, both, None)
+    found = MODULE._matched(evidence, here, width, EXACT.sample(8000, torch.Generator().manual_seed(6)))
+    assert found is not None
+    torch.testing.assert_close(found[1], errors, rtol=0.025, atol=0.0)
+    others = [(a @ scores @ b).diagonal().sqrt() for a, b in ((inverse.T, inverse), (inverse, inverse))]
+    assert all(float((other / errors - 1).abs().max()) > 0.05 for other in others)
