@@ -229,6 +229,14 @@ def test_steps_within_a_budget_of_calls(prior):
         steps_within(4, "sandwich")
 
 
+def test_integers_are_no_measurement():
+    """They would be taken as intensities up to 255; images of integers are for :func:`anem.sample_posterior`."""
+    measurement = torch.full((1, 1, 4, 4), 200, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="measurement: wanted a tensor of floats, got torch.uint8"):
+        sample_posterior(make_mixture(2, 1, 4, 4), measurement, Identity(), 0.1, steps=2)
+
+
+
 def test_energy_restorer_is_a_restorer(prior):
     _, m = measured(prior, Identity())
     restorer = EnergyRestorer(prior, Sampler(schedule=Geometric(4)), samples=2)
