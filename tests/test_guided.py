@@ -252,4 +252,4 @@ def test_wrong_settings_are_refused():
         VarianceGuided(5, epsilon=0.0)
     with pytest.raises(ValueError, match="geometric, water-filling, energy, variance"):
         as_schedule("linear", 5)
-    assert as_schedule(schedule := Geometric(3), 7) is schedule
+    assert as_schedule(schedule := Geometric(3)) is schedule
