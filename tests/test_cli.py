@@ -719,14 +719,14 @@ def bench(monkeypatch):
 
 
 def test_bench_prints_a_table_writes_json_and_says_if_an_aim_is_missed(bench, capsys):
-    assert main(["bench", "mine", "--json", "here.json"]) == 0
+    assert main(["bench", "mine", "--report", "here.json"]) == 0
     output = capsys.readouterr()
     assert "error" in output.out and "yes" in output.out
     report = json.loads(Path("here.json").read_text())
     assert report["command"] == "anem bench mine" and report["commit"] == "c0ffee"
     bench.value = 3.0
-    assert main(["bench", "mine", "--json", "here.json"]) == 0, "finished figures are taken over"
-    assert main(["bench", "mine", "--json", "here.json", "--fresh"]) == 1
+    assert main(["bench", "mine", "--report", "here.json"]) == 0, "finished figures are taken over"
+    assert main(["bench", "mine", "--report", "here.json", "--fresh"]) == 1
     assert "1 missed: error" in capsys.readouterr().err
     assert main(["bench", "mine", "--quick"]) == 0
     assert "not judged" in capsys.readouterr().out
