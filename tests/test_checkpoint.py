@@ -119,6 +119,9 @@ def test_damage_is_a_one_line_value_error(tmp_path, how):
         ({"seed": 1}, "seed = 0, got 1"),
         ({"weight": 0.5}, "weight = 1.0, got 0.5"),
         ({"data": DataConfig(path="others.npz")}, 'data.path = ".*", got "others.npz"'),
+        ({"data": DataConfig(stop=7)}, "data.stop = null, got 7"),
+        ({"noise": NoiseConfig(lambda_max=9.0)}, "noise.lambda_max = null, got 9.0"),
+        ({"statistics_images": 3}, "statistics_images = 55000, got 3"),
         ({"noise": NoiseConfig(lambda_min=1e-3)}, "noise.lambda_min = 1e-08, got 0.001"),
         ({"loss": LossConfig(projection=0.5)}, "loss.projection = 0.0, got 0.5"),
     ],
@@ -129,7 +132,11 @@ def test_a_run_does_not_go_on_as_another(settings, named, tmp_path):
     with pytest.raises(ValueError, match=f"of a run with {named}; give the run an output of its own") as error:
         train(make_config(tmp_path, 16, **settings), parts=make_parts(), callbacks=[])
     assert "\n" not in str(error.value)
-    train(make_config(tmp_path, 16, optimiser=OptimiserConfig(learning_rate=1e-4), device="cpu"), parts=make_parts(), callbacks=[])
+    same = {
+        "optimiser": OptimiserConfig(learning_rate=1e-4),
+        "data": DataConfig(path=f"../{Path.cwd().name}/{DataConfig().path}", strict=True),
+    }
+    train(make_config(tmp_path, 16, **same), parts=make_parts(), callbacks=[])
 
 
 def test_a_run_does_not_go_on_with_other_parts(tmp_path):

@@ -16,9 +16,10 @@ from PIL import Image
 import anem
 from anem.bench import BENCHES, harness
 from anem.cli import main
-from anem.cli.degradation import TASKS
+from anem.cli.degradation import OWN, TASKS
 from anem.gaussian import make_power_law_gaussian
 from anem.metrics import psnr
+from anem.operators import SETTINGS
 from anem.sample import KERNELS, SCHEDULES, as_kernel
 
 SIZE = 16
@@ -456,7 +457,7 @@ REAL = ("--sigma", 0.1)
         (("a.png", "--task", "colourise"), "task: wanted one of"),
         (("a.png", "--scale", 2), "--sigma: wanted"),
         (("a.png", "--mask", "mask.png", "--measured", *REAL), "--measured: goes with --task"),
-        (("a.png", "--task", "inpaint-random", "--measured", *REAL), "--measured: wanted --mask FILE for random pixels"),
+        (("a.png", "--task", "inpaint-random", "--measured", *REAL), "--task: inpaint-random hides other pixels for every seed"),
         (("a.png", *TASK, "--sigma", -1), "standard deviation >= 0, got -1"),
         (("a.png", *TASK, "--sigma", "nan"), "got nan"),
         (("a.png", *TASK, "--sigma", "inf"), "got inf"),
@@ -796,3 +797,7 @@ def test_samples_that_mean_nothing_are_refused(arguments, message, capsys):
     assert main(["sample", *map(str, arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not Path("samples").exists()
+
+
+def test_the_options_of_tasks_are_their_settings():
+    assert set(OWN) == {name for own in SETTINGS.values() for name in own}

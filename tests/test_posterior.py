@@ -236,7 +236,6 @@ def test_integers_are_no_measurement():
         sample_posterior(make_mixture(2, 1, 4, 4), measurement, Identity(), 0.1, steps=2)
 
 
-
 def test_energy_restorer_is_a_restorer(prior):
     _, m = measured(prior, Identity())
     restorer = EnergyRestorer(prior, Sampler(schedule=Geometric(4)), samples=2)

@@ -11,6 +11,7 @@ def test_seeds_differ_by_what_they_are_for():
     labels = [(0,), (1,), (0, "noise"), (0, "noise", 1), (1, "noise"), ("0", "noise"), (0, 1), (1, 0), ()]
     seeds = {seed_of(*label) for label in labels}
     assert len(seeds) == len(labels) and all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_of(np.int64(5), "a") == seed_of(5, "a") != seed_of(True, "a")
     same, again, other = (torch.rand(3, generator=generator_of(*label)) for label in ((5, "a"), (5, "a"), (5, "b")))
     assert torch.equal(same, again) and not torch.equal(same, other)
 
@@ -23,7 +24,7 @@ def test_signs_are_fair_and_independent_of_the_batch():
     assert torch.equal(several[1], alone[0])
 
 
-@pytest.mark.parametrize("seed", [5, np.int64(5), [5, 6, 7], range(5, 8), np.arange(5, 8), torch.arange(5, 8)], ids=repr)
+@pytest.mark.parametrize("seed", [5, np.int64(5), torch.tensor(5), [5, 6, 7], range(5, 8), np.arange(5, 8), torch.arange(5, 8)], ids=repr)
 def test_seeds_are_one_number_or_one_an_image(seed):
     assert seeds_for(seed, 3) == [5, 6, 7]
 

@@ -87,6 +87,8 @@ def test_what_is_not_resolved_or_at_an_end_is_marked():
         (["blurred.npy", "--blind", "box", "--sigma", "0.1"], "--sigma"),
         (["blurred.npy", "--blind", "white", "--sigma", "0.1"], "unknown setting"),
         (["blurred.npy", "--blind", "blur", "--known", "length=2"], "blur: wanted settings among std, sigma, got length"),
+        (["blurred.npy", "--blind", "blur", "--sigma", "0.1", "--known", "sigma=0.2"], "--known: wanted sigma once, got it by --sigma too"),
+        (["blurred.npy", "--blind", "box", "--known", "sigma=0.1"], "--blind: box has no noise of one sigma"),
         (["clean.npy", "--task", "denoise", "--known", "sigma=2"], "--known: wanted settings of a --blind family"),
         (["blurred.npy", "--blind", "blur", "--schedule", "geometic"], "schedule: wanted one of geometric"),
         (["clean.npy", "--blind", "super-resolution", "--task", "sr2"], "wanted measurements of the images' size, got 8 x 8 from sr2"),

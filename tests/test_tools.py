@@ -58,6 +58,15 @@ def test_average_refuses_what_has_no_mean(others):
         tool("average_models").average([network(0), *others], [1.0] * (1 + len(others)))
 
 
+def test_a_model_of_an_average_has_a_weight(tmp_path):
+    parse = tool("average_models").parse
+    (tmp_path / "rate=1e-3").mkdir()
+    assert parse("digits=0.3") == ("digits", 0.3) and parse("digits") == ("digits", 1.0)
+    assert parse(str(tmp_path / "rate=1e-3")) == (str(tmp_path / "rate=1e-3"), 1.0)
+    with pytest.raises(ValueError, match="wanted MODEL=WEIGHT with a number, got a=b"):
+        parse("a=b")
+
+
 def test_a_model_in_the_product_base_is_the_old_one_where_pixels_are_all_there_is():
     """In pixels the mixture with no Gaussian part is the product; the share's logit is lowered by what was asked."""
     model, convert = network(0, base="mixture"), tool("product_base").to_product

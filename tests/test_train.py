@@ -460,7 +460,7 @@ def test_history_after_a_crash_has_every_step_once(tmp_path):
 def test_the_export_wants_a_model_that_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match="Export wants a model with save_pretrained, got LearnedGaussian"):
         train(make_config(tmp_path, 16), parts=make_parts())
-    assert not list(tmp_path.glob("checkpoints/*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_holds_losses_and_held_out_figures(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -42,9 +43,24 @@ def average(models: Sequence[EnergyNetwork], shares: Sequence[float]) -> EnergyN
     return first
 
 
+def parse(word: str) -> tuple[str, float]:
+    """A model and its weight, from MODEL or MODEL=WEIGHT; folders may have a = in their names.
+
+    Raises:
+        ValueError: a weight that is no number.
+    """
+    path, _, share = word.rpartition("=")
+    if not path or Path(word).is_dir():
+        return word, 1.0
+    try:
+        return path, float(share)
+    except ValueError:
+        raise ValueError(f"wanted MODEL=WEIGHT with a number, got {word}") from None
+
+
 def main(out: str, *names: str) -> None:
-    parts = [name.partition("=") for name in names]
-    model = average([load(path) for path, _, _ in parts], [float(share or 1) for _, _, share in parts])
+    paths, shares = zip(*(parse(name) for name in names), strict=True)
+    model = average([load(path) for path in paths], shares)
     images = load_dataset(mnist("validation", "data/mnist.npz")).batch(torch.arange(2048), torch.Generator().manual_seed(1))
     noise = NoiseConfig(stratified=True)
     families = noise.family_names

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def random_signs(shape: Sequence[int], generators: Generators, like: Tensor) -> 
 
 def seed_of(*labels: object) -> int:
     """A seed that any difference in the labels changes: what is drawn for one purpose has nothing to do with what is drawn for another."""
+    labels = tuple(int(a) if isinstance(a, Integral) and not isinstance(a, bool) else a for a in labels)  # of whatever library
     return int.from_bytes(hashlib.sha256(repr(labels).encode()).digest()[:8], "big") >> 1
 
 
@@ -56,7 +58,7 @@ def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
         ValueError: another number of them than images, or one that is negative or not a whole number.
     """
     try:
-        seeds = [operator.index(s) for s in seed] if isinstance(seed, Iterable) else [operator.index(seed) + b for b in range(batch)]
+        seeds = [operator.index(s) for s in seed] if _several(seed) else [operator.index(seed) + b for b in range(batch)]  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"seed: wanted a whole number >= 0, or one an image, got {seed!r}") from None
     if len(seeds) != batch:
@@ -64,6 +66,11 @@ def seeds_for(seed: int | Sequence[int], batch: int) -> list[int]:
     if min(seeds, default=0) < 0:
         raise ValueError(f"seed: wanted whole numbers >= 0, got {min(seeds)}")
     return seeds
+
+
+def _several(seed: object) -> bool:
+    """Whether these are seeds, not one: an array without axes is one."""
+    return hasattr(seed, "__iter__") and getattr(seed, "ndim", 1) > 0
 
 
 def generators_for(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:

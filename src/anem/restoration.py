@@ -91,9 +91,9 @@ def sample_posterior(
         operator: H.
         sigma: standard deviation of the noise in m, in intensities: a number, (B,), or a map where the operator allows it.
         samples: S, draws for each image.
-        steps: of the path, 50 if None; not beside a schedule that is an object. A sample costs 1 + steps network calls.
-        kernel: kind of step: "ancestral", "euler", "bridge", "sde-2m", "sandwich", or one of :mod:`anem.sample`. The first three take one
-            network call each.
+        steps: of the path, 50 if None; not beside a schedule that is an object.
+        kernel: kind of step: "ancestral", "euler", "bridge", "sde-2m", of one network call each, "sandwich", of four, or one of
+            :mod:`anem.sample`. One more call starts the chain.
         corrector: Langevin steps at every level, such as ``MALA(steps=2)``, one network call each.
         schedule: path of Σ: "water-filling" (None), "geometric", "energy", "variance", or one of :mod:`anem.sample`.
         final: "denoise" for samples of x; "noisy" for x + n₀ with the noise at the end of the path, to which the energies belong.

@@ -71,8 +71,9 @@ class DataStatistics(nn.Module):
             stats.get_buffer(f"dct{f}").copy_(blocks.clamp_min(floor))
         values = images.transpose(0, 1).flatten(1)
         # At random places: steps of one length would see some of the columns only.
-        places = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))[:30_000]
-        stats.marginal.fit(values[:, places.to(values.device)])
+        if values.shape[1] > 30_000:
+            values = values[:, torch.randint(values.shape[1], (30_000,), generator=torch.Generator().manual_seed(0)).to(values.device)]
+        stats.marginal.fit(values)
         # Of stationary data the largest mean power at one frequency; correlated channels add up.
         stats.largest_eigenvalue.copy_(stats.spectrum.sum(0).max())
         return stats

@@ -42,7 +42,7 @@ class ConditionalConfig:
 
     Arguments:
         method: "palette" or "indi".
-        task, settings: arguments of :func:`~anem.operators.make_operator`.
+        task, settings: arguments of :func:`~anem.operators.make_operator`, ``seed`` where pixels are hidden at random.
         sigma: standard deviation of the noise in measurements.
     """
 
@@ -54,8 +54,8 @@ class ConditionalConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"conditional.task: wanted one of {', '.join(TASKS)}, got {self.task!r}")
-        own = SETTINGS.get(self.task, {})
-        for name in self.settings.keys() - own.keys():
+        own = [*SETTINGS.get(self.task, ()), *(["seed"] if self.task == "inpaint-random" else [])]
+        for name in self.settings.keys() - {*own}:
             raise ValueError(f"conditional.settings: wanted {', '.join(own) or 'none'} for {self.task}, got {name}")
 
 

@@ -59,7 +59,9 @@ class Degradation:
         if self.measured and self.task is None:
             raise ValueError("--measured: goes with --task; --mask, --kernel and --scale are for real images anyway")
         if self.measured and self.task == "inpaint-random":
-            raise ValueError("--measured: wanted --mask FILE for random pixels, the mask.npy that 'anem restore' leaves, not a --task")
+            raise ValueError(
+                "--task: inpaint-random hides other pixels for every seed; measurements want --mask, the mask.npy of 'anem restore'"
+            )
         for name in OWN:
             if getattr(self, name) is not None and name not in SETTINGS.get(self.task or "", ()):
                 tasks = " or ".join(task for task, own in SETTINGS.items() if name in own)

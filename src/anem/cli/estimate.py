@@ -114,7 +114,7 @@ class Estimate:
             note_clipping(names, images)
         entries = []
         for b, name in enumerate(names):
-            choice = choose(model, images[b : b + 1], families, draws=self.draws, seed=self.seed, budget=self.budget)
+            choice = choose(model, images[b : b + 1], families, draws=self.draws, seed=self.seed + b, budget=self.budget)
             for found, family in zip(choice.estimates, self.family, strict=True):
                 plot_evidence(found, f"{name}: {family}", folder / f"{name}_{family}.png")
             entries.append({"name": name} | figures(choice, self.family))

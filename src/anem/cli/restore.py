@@ -110,6 +110,8 @@ class Restore:
         """Raise ValueError for degradations that mean nothing, or that --blind is to find."""
         from anem.baselines import BASELINES
 
+        if self.degradation.sigma is not None and not self.degradation.task and "sigma" in named_numbers("--known", self.known):
+            raise ValueError("--known: wanted sigma once, got it by --sigma too")
         if self.known and self.blind is None:
             raise ValueError("--known: wanted settings of a --blind family, got none to estimate")
         if self.blind is None:
@@ -169,8 +171,9 @@ class Restore:
         found: dict = {}
         start = time.perf_counter()
         if self.blind is not None:
-            known = {} if self.degradation.task or self.degradation.sigma is None else {"sigma": self.degradation.sigma}
-            known |= named_numbers("--known", self.known)
+            known = named_numbers("--known", self.known)
+            if self.degradation.sigma is not None and not self.degradation.task:
+                known = {"sigma": self.degradation.sigma} | known
             operator, sigma, estimates = estimated(model, measurement.double(), self.blind, known, self.seed)
             found = {"blind": self.blind, "known": known, "estimates": [{"name": n} | e for n, e in zip(names, estimates, strict=True)]}
         drawn = self.draw(model, measurement, operator, sigma, folder)
@@ -229,10 +232,10 @@ def estimated(
 
     family = FAMILIES[name](measurement.shape)
     if "sigma" in set(known) - set(family.settings):
-        raise ValueError(f"--sigma: {name} has no noise of one sigma, but {', '.join(family.settings)}; leave it out")
+        raise ValueError(f"--blind: {name} has no noise of one sigma, but {', '.join(family.settings)}; leave --sigma out")
     if known:
         family = family.change(known)
-    found = [estimate(model, measurement[b : b + 1], family, seed=seed) for b in range(len(measurement))]
+    found = [estimate(model, measurement[b : b + 1], family, seed=seed + b) for b in range(len(measurement))]
     operator, sigma = family.degradation(torch.stack([e.theta for e in found]))
     return operator, sigma.to(measurement.device), [{"resolved": e.posterior.resolved, "parameters": parameters(e)} for e in found]
 

@@ -120,7 +120,7 @@ class Inpainting(_Pixelwise):
             raise ValueError(f"missing: wanted a fraction between 0 and 1, got {missing}")
         h, w = size[-2:]
         rows = []
-        for s in (seed,) if isinstance(seed, int) else seed:
+        for s in seed if isinstance(seed, Sequence) else (seed,):
             order = torch.randperm(h * w, generator=torch.Generator().manual_seed(int(s)))
             rows.append((order >= round(missing * h * w)).reshape(1, h, w))
         return cls(torch.stack(rows))

@@ -110,7 +110,8 @@ class Sampler:
         regularised: float = 0.0,
     ) -> Restoration:
         """Draw from p(x given m); the arguments are those of :func:`sample_posterior`."""
-        operator.check_measurement(measurement, sigma)
+        if not measurement.is_floating_point():
+            raise ValueError(f"measurement: wanted a tensor of floats, got {measurement.dtype}")
         observe = partial(operator.observe, measurement.double(), sigma, model.statistics, regularised=regularised)
         return self.sample(model, observe, operator.image_shape(measurement.shape), samples, seed, measurement)
 

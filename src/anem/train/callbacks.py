@@ -193,9 +193,9 @@ class Export(Callback):
 
 
 def default_callbacks(config: TrainConfig) -> list[Callback]:
-    """History, and progress, TensorBoard and model export as configured."""
+    """Model export, which may refuse the model, and history; TensorBoard and progress as configured."""
     output = Path(config.output)
-    callbacks: list[Callback] = [History(output / "history.jsonl"), Export(output / "model")]
+    callbacks: list[Callback] = [Export(output / "model"), History(output / "history.jsonl")]
     if config.log.tensorboard:
         callbacks.append(TensorBoard(output / "tensorboard"))
     if config.log.progress:

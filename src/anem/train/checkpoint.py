@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anem.corruptions import NoiseConfig
+from anem.data import DataConfig
 from anem.files import replacing, write_text
 from anem.train.config import CheckpointConfig
 from anem.train.ema import EMA
@@ -27,11 +29,14 @@ __all__ = ["CheckpointStore", "Snapshot", "TrainState", "load_exactly"]
 
 FORMAT = "anem-checkpoint-1"
 
-RUN = ("seed", "weight", "loss", "model", "data", "noise", "conditional")
+RUN = ("seed", "weight", "statistics_images", "loss", "model", "data", "noise", "conditional")
 """Settings that make a run what it is: it goes on with the same, while rates, lengths, intervals and devices may change."""
 
-READING = ("strict", "in_memory")
+READING = ("strict", "in_memory", "kind")
 """Settings of data that change nothing about the images."""
+
+OPTIONAL = {f.name for kind in (DataConfig, NoiseConfig) for f in fields(kind) if f.default is None}
+"""Settings that a file leaves out where they are None."""
 
 
 @dataclass
@@ -107,14 +112,21 @@ class Snapshot:
         return cls(path, tensors, step, images, config)
 
     def check_continues(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError if a run of this configuration is another than the checkpoint's; settings it lacks may be anything."""
+        """Raise ValueError if a run of this configuration is another than the checkpoint's; what that does not know may be anything."""
+
+        def comparable(name: str, value: Any) -> Any:
+            value = json.loads(json.dumps(value))
+            return str(Path(value).resolve()) if name == "path" else value
+
         for key in (key for key in RUN if key in self.config and key in config):
             then, now = self.config[key], config[key]
             pairs = {key: (then, now)}
             if isinstance(then, Mapping) and isinstance(now, Mapping):
-                pairs = {f"{key}.{name}": (then[name], now[name]) for name in then.keys() & now.keys() - {*READING}}
+                names = (then.keys() & now.keys() | (then.keys() ^ now.keys()) & OPTIONAL) - {*READING}
+                pairs = {f"{key}.{name}": (then.get(name), now.get(name)) for name in names}
             for name, (before, given) in sorted(pairs.items()):
-                if before != json.loads(json.dumps(given)):
+                last = name.rpartition(".")[2]
+                if comparable(last, before) != comparable(last, given):
                     raise ValueError(
                         f"checkpoint {self.path}: of a run with {name} = {json.dumps(before)}, got {json.dumps(given)};"
                         " give the run an output of its own, or go on with the same settings"
