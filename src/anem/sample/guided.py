@@ -145,7 +145,7 @@ def as_schedule(schedule: Schedule | str | None = None, steps: int | None = None
     name = "water-filling" if schedule is None else schedule
     if name not in SCHEDULES:
         raise ValueError(f"schedule: wanted one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    return SCHEDULES[name](50 if steps is None else steps)
+    return SCHEDULES[name]() if steps is None else SCHEDULES[name](steps)
 
 
 def freeze(
