@@ -216,7 +216,7 @@ def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10
         at = int(left.argmax())
         if not float(left[at]) > -math.inf:
             break
-        u, value, step, spacing = cells.centres[at], float(cells.log_evidence[at]), 2, torch.ones_like(low)
+        u, value, step, spread = cells.centres[at], float(cells.log_evidence[at]), 2, torch.full_like(low, math.nan)
         same = (cells.centres == u)[:, ~free].all(1) if len(near) else touching(cells, torch.tensor([at]), corners=True)[:, 0]
         left[same] = -math.inf
         way = set[tuple[float, ...]]()
@@ -229,7 +229,7 @@ def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10
             if bool(free.any()):
                 peak = _climb(evidence, u, free, cells.widths[at], steps=3)
                 u, value = peak.u, peak.value
-                spacing = spacing.where(~free, peak.errors(None if peak.covariance is None else _conditional(peak.covariance)))
+                spread = peak.errors(None if peak.covariance is None else _conditional(peak.covariance))
             trials = u + step * near
             trials = trials[((trials >= low) & (trials <= high)).all(1)]
             values = evidence.grid(trials) if len(trials) else torch.full((1,), -math.inf)
@@ -240,7 +240,7 @@ def _ascend(evidence: Evidence, cells: Posterior, free: Tensor, starts: int = 10
             else:
                 step = 1
         seen |= way
-        found.append(Summit(u, value, spacing))
+        found.append(Summit(u, value, spread))
     return max(found, key=attrgetter("log_evidence"))
 
 

@@ -51,29 +51,34 @@ class Evidence:
 
     def _of(self, m: Tensor, u: Tensor) -> Tensor:
         """Of one measurement, or of one a row of u."""
+        seen = draw_observations(lambda k: self._observe(m, u, k), self.draws)
+        self.calls += sum(len(s.y) for s in seen)
+        return average_evidence(self.model.energy, seen).expand(len(u))
+
+    def _observe(self, m: Tensor, u: Tensor, draw: int = 0) -> Observation:
         operator, sigma = self.family.degradation(self.family.values(u.to(m.device)))
         measured = operator.measured(m.shape, m)
         if not bool((measured == measured[:1]).all()):
             raise ValueError(f"{self.family.name}: wanted every theta to leave the same entries measured, got masks that differ")
-
-        def observe(k: int) -> Observation:  # of every measurement the same draws, as they are those of m
-            generators = [generator_of(self.seed, "unobserved", k, device=m.device) for _ in m]
-            return operator.observe(m, sigma, self.model.statistics, generators)
-
-        seen = draw_observations(observe, self.draws)
-        self.calls += sum(len(s.y) for s in seen)
-        return average_evidence(self.model.energy, seen).expand(len(u))
+        # Of every measurement the same draws, as they are those of m.
+        generators = [generator_of(self.seed, "unobserved", draw, device=m.device) for _ in m]
+        return operator.observe(m, sigma, self.model.statistics, generators)
 
     @torch.no_grad()
     def grid(self, u: Tensor) -> Tensor:
-        """At many coordinates, in pieces of a size that memory allows and without a graph: (P, D) to (P,), −∞ where θ is impossible."""
-        out = torch.full((len(u),), -math.inf, dtype=torch.float64)
+        """At many coordinates, in pieces of a size that memory allows and without a graph: (P, D) to (P,), −∞ where θ is impossible.
+
+        Pieces are of coordinates for which everything is observed, of which one energy is all there is to compute, or of others.
+        """
+        out, most = torch.full((len(u),), -math.inf, dtype=torch.float64), max(1, _NUMBERS // self.measurement.numel())
         possible = self.family.possible(self.family.values(u)).nonzero()[:, 0]
-        each, done = self.draws, 0  # energies a point, as long as it is not known that everything is observed
-        while done < len(possible):
-            rows, before = possible[done : done + max(1, _NUMBERS // (each * self.measurement.numel()))], self.calls
-            out[rows] = self(u[rows]).cpu().double()
-            each, done = -(-(self.calls - before) // len(rows)), done + len(rows)
+        if not len(possible):
+            return out
+        observed = [self._observe(self.measurement, u[rows]).observed.flatten(1).all(1).expand(len(rows)) for rows in possible.split(most)]
+        complete = torch.cat(observed).cpu()
+        for rows in (*possible[complete].split(most), *possible[~complete].split(max(1, most // self.draws))):
+            if len(rows):
+                out[rows] = self(u[rows]).cpu().double()
         return out
 
     def derivatives(self, u: Tensor, free: Tensor) -> tuple[float, Tensor, Tensor]:

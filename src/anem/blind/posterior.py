@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +17,10 @@ __all__ = ["Posterior", "Summit", "explore", "first_cells", "touching"]
 
 _NEGLIGIBLE = 7.0
 """Nats below the best at which a cell no longer matters: e⁻⁷ = 0.001."""
+
+_SPACING = 1.5
+"""Width of a cell over the standard deviation given all other coordinates: the midpoint rule is exact to 2e^{−2π²/1.5²} = 3e-4 for a
+Gaussian."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +105,8 @@ class Posterior:
     def interval(self, mass: float = 0.9) -> Tensor:
         """Equal-tailed interval of θ, one a parameter, (D, 2).
 
-        An integer's interval has at least this mass; the distribution function is linear inside the cells of a continuous parameter,
-        whose widening by a variance of width²/12 is taken back (Sheppard's correction).
+        An integer's interval has at least this mass. The density of a continuous parameter is linear between equal cells, whose widening by
+        a variance of width²/6 is taken back (as by Sheppard's correction).
 
         Raises:
             ValueError: a mass outside (0, 1).
@@ -114,9 +119,9 @@ class Posterior:
         rows = []
         for a, parameter in enumerate(self.family.parameters.values()):
             x, width = offsets[:, a], self.widths[:, a]
-            ends = _quantiles(x, width, p, tails)
+            ends = _quantiles(_triangular if parameter.continuous else _uniform, x, width, p, tails)
             if parameter.continuous:
-                centre, extra = (p * x).sum(), (p * width.square()).sum() / 12
+                centre, extra = (p * x).sum(), (p * width.square()).sum() / 6
                 variance = (p * (x - centre).square()).sum()
                 ends = centre + (ends - centre) * (variance / (variance + extra)).sqrt()
             else:
@@ -163,15 +168,25 @@ class Posterior:
             reached = further
 
 
-def _quantiles(x: Tensor, width: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """Quantiles of a density that is constant in (overlapping) intervals of centres x and probabilities p."""
-    edges = torch.cat([x - width / 2, x + width / 2]).unique()
-    below = (p * ((edges[:, None] - x) / width + 0.5).clamp(0, 1)).sum(1)
-    below = below / below[-1]
-    right = torch.searchsorted(below, q).clamp(1, len(edges) - 1)
-    left = right - 1
-    share = (q - below[left]) / (below[right] - below[left]).clamp_min(1e-300)
-    return edges[left] + share.clamp(0, 1) * (edges[right] - edges[left])
+def _quantiles(distribution: Callable[[Tensor], Tensor], x: Tensor, width: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Quantiles (Q,) of a density of pieces of one shape, of centres x, widths and probabilities p, all (N,); by bisection."""
+    low, high = (x - width).min().expand_as(q), (x + width).max().expand_as(q)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = (p * distribution((middle[:, None] - x) / width)).sum(1) < q
+        low, high = middle.where(below, low), high.where(below, middle)
+    return (low + high) / 2
+
+
+def _uniform(z: Tensor) -> Tensor:
+    """Distribution function of a density that is constant in (−½, ½)."""
+    return (z + 0.5).clamp(0, 1)
+
+
+def _triangular(z: Tensor) -> Tensor:
+    """Distribution function of the density 1 − |z| in (−1, 1), of variance 1/6; side by side these make what is linear between centres."""
+    z = z.clamp(-1, 1)
+    return 0.5 + z - 0.5 * z * z.abs()
 
 
 def touching(cells: Posterior, of: Tensor, corners: bool = False) -> Tensor:
@@ -192,12 +207,12 @@ class Summit:
 
     Arguments:
         u: where, (D,). log_evidence: in nats.
-        spacing: how wide cells may be there, (D,): 1 for integers, else the standard deviation given all other coordinates; NaN if unknown.
+        spread: standard deviation of u given all other coordinates, (D,); NaN if unknown, and of no meaning for integers.
     """
 
     u: Tensor
     log_evidence: float
-    spacing: Tensor
+    spread: Tensor
 
 
 def first_cells(evidence: Evidence) -> Posterior:
@@ -237,7 +252,8 @@ def explore(evidence: Evidence, budget: int = 5000, cells: Posterior | None = No
         if summit is not None:
             seeds[int((family.offsets(cells.centres, summit.u).abs() / cells.widths).amax(1).argmin())] = True
             if summit.log_evidence >= top:
-                top, spacing = summit.log_evidence, summit.spacing.where(summit.spacing.isfinite(), spacing)
+                known = torch.where(free, _SPACING * summit.spread, 1.0)
+                top, spacing = summit.log_evidence, known.where(known.isfinite(), spacing)
         seeds |= cells.log_evidence > top - _NEGLIGIBLE
         ratio = cells.widths / spacing
         relevant = touching(cells, seeds.nonzero()[:, 0]).any(1)
@@ -265,10 +281,9 @@ def _cut(evidence: Evidence, cells: Posterior, chosen: Tensor, axis: int) -> Pos
 
 
 def _spacing(cells: Posterior) -> Tensor:
-    """How wide a cell may be along every coordinate, (D,): 1 for integers, else the standard deviation given all the others.
+    """How wide a cell may be along every coordinate, (D,): 1 for integers, else what the standard deviation given all the others allows.
 
-    At this spacing the midpoint rule is exact to e^{−2π²} for a Gaussian. Only the cells around the best one are looked at, so that
-    a second mode does not make the first look wide.
+    Only the cells around the best one are looked at, so that a second mode does not make the first look wide.
     """
     best = cells.best
     width = cells.widths[best]
@@ -280,4 +295,4 @@ def _spacing(cells: Posterior) -> Tensor:
     covariance = (p[:, None] * centred).T @ centred + torch.diag((0.1 * width).square())
     conditional = torch.linalg.inv(covariance).diagonal().rsqrt()
     integer = torch.tensor([not q.continuous for q in cells.family.parameters.values()])
-    return conditional.where(~integer, 1.0)
+    return torch.where(integer, 1.0, _SPACING * conditional)
