@@ -154,11 +154,26 @@ def test_other_methods_take_the_calls_that_python_gives_them(restore):
 
 
 @pytest.mark.parametrize("method", ["dps", "red-diff", "daps"])
-def test_a_method_that_does_not_use_sigma_refuses_a_map_of_it(method, capsys):
+def test_a_method_that_does_not_use_sigma_refuses_a_map_of_it(method, capsys, monkeypatch):
+    monkeypatch.setattr("anem.blind.estimate", None)  # before minutes go into it
     given = ("x.npy", "--task", "denoise", "--sigma", "0.2", "--blind", "box", "--method", method, "--steps", "10")
     assert main(["restore", *given]) == 2
-    assert f"--method: {method}: sigma: wanted one number an image" in capsys.readouterr().err
+    assert f"--blind: wanted a family with one sigma, as {method} does not tell noisy pixels" in capsys.readouterr().err
     assert not Path("out").exists()
+    even = torch.full((1, 1, SIZE, SIZE), 0.1)
+    uneven = even.clone()
+    uneven[..., :4] = 3.0
+    measurement = torch.full((1, 1, SIZE, SIZE), 0.5)
+    restorer = make_baseline(method, PRIOR, 10)
+    restorer(measurement, make_operator("denoise", (SIZE, SIZE)), even, generators_for([0]))
+    with pytest.raises(ValueError, match="sigma: wanted one number an image"):
+        restorer(measurement, make_operator("denoise", (SIZE, SIZE)), uneven, generators_for([0]))
+
+
+def test_which_methods_say_that_they_take_a_map_of_sigma():
+    settings = [("daps", {"tau": None}), *((name, {}) for name in BASELINES)]
+    taken = [name for name, given in settings if BASELINES[name].noise_maps(given)]
+    assert taken == ["daps", "composition", "paper"]
 
 
 def test_methods_that_use_sigma_take_a_map_of_it():

@@ -34,6 +34,7 @@ class Baseline:
         settings: with their authors' values; that value's type is the setting's, and a setting that is None may also be a number.
         optional: settings that may also be None.
         conditional: whether it needs a network trained for the task, in place of an energy.
+        noise_maps: whether, with some settings, it makes use of a σ that differs between pixels; if not it refuses one.
     """
 
     kind: Callable[..., Restorer]
@@ -41,6 +42,7 @@ class Baseline:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     conditional: bool = False
+    noise_maps: Callable[[Mapping[str, Setting]], bool] = lambda settings: True
 
     def check(self, given: Mapping[str, Setting]) -> None:
         """Raise ValueError for settings it does not have, or of another type."""
@@ -85,22 +87,27 @@ def _paper(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"levels": _levels(calls, 1 + max(0, settings["corrections"]), extra=1), **settings}
 
 
+def _never(settings: Mapping[str, Setting]) -> bool:
+    return False
+
+
 BASELINES: Mapping[str, Baseline] = MappingProxyType(
     {
-        "dps": Baseline(DPS, _steps, {"scale": DPS.scale, "clip": DPS.clip}),
-        "red-diff": Baseline(REDDiff, _steps, {"weight": REDDiff.weight, "learning_rate": REDDiff.learning_rate}),
+        "dps": Baseline(DPS, _steps, {"scale": DPS.scale, "clip": DPS.clip}, noise_maps=_never),
+        "red-diff": Baseline(REDDiff, _steps, {"weight": REDDiff.weight, "learning_rate": REDDiff.learning_rate}, noise_maps=_never),
         "daps": Baseline(
             DAPS,
             _daps,
             {name: getattr(DAPS, name) for name in ("ode", "langevin", "learning_rate", "tau", "highest", "lowest")},
             optional=("tau",),
+            noise_maps=lambda settings: settings.get("tau", DAPS.tau) is None,
         ),
         "composition": Baseline(
             Composition, _composition, {"mala": 4, "highest": Composition.highest, "lowest": Composition.lowest}, optional=("highest",)
         ),
         "paper": Baseline(PaperSampler, _paper, {name: getattr(PaperSampler, name) for name in ("corrections", "snr", "temperature")}),
-        "palette": Baseline(Palette, _steps, {"clamp": Palette.clamp}, conditional=True),
-        "indi": Baseline(InDI, _steps, conditional=True),
+        "palette": Baseline(Palette, _steps, {"clamp": Palette.clamp}, conditional=True, noise_maps=_never),
+        "indi": Baseline(InDI, _steps, conditional=True, noise_maps=_never),
     }
 )
 """All of them, by name."""

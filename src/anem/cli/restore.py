@@ -132,6 +132,7 @@ class Restore:
     def check_unused(self) -> None:
         """Raise ValueError for options that mean nothing to other methods than the energy's own."""
         from anem.baselines import BASELINES
+        from anem.blind import FAMILIES
 
         given = self.sampling.given() + (["--plot-schedule"] if self.plot_schedule else [])
         if given:
@@ -139,6 +140,11 @@ class Restore:
         for option in ("blind", "compile"):
             if getattr(self, option) and BASELINES[self.method].conditional:
                 raise ValueError(f"--{option}: wanted a --method that restores by an energy, not {self.method}")
+        even = self.blind is None or "sigma" in FAMILIES[self.blind]((8, 8)).settings
+        if not even and not BASELINES[self.method].noise_maps(named_values("--set", self.set)):
+            raise ValueError(
+                f"--blind: wanted a family with one sigma, as {self.method} does not tell noisy pixels from others, got {self.blind}"
+            )
 
     def restore(self, folder: Path) -> Result:
         """Degrade, sample and collect; the path goes to ``folder``."""
