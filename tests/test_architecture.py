@@ -31,6 +31,7 @@ FLOORS = (
     "data",
     "corruptions",
     "evaluator",
+    "headroom",
     "network",
     "calibrate",
     "losses",

@@ -25,9 +25,11 @@ from anem.likelihood import (
     audit_partition,
     audit_paths,
     audit_ranks,
+    audit_strangers,
     audit_variance,
     audits,
     path_integral,
+    strange_images,
     truth_ranks,
 )
 from anem.likelihood.audits_ranks import binomial_interval, ks_limit, noisy_truth
@@ -297,6 +299,37 @@ def test_a_sampler_that_denoises_is_refused():
         audit_variance(MIXTURE, x, white(0.1), sampler=denoising)
 
 
+# --- strangers ---
+
+
+@pytest.mark.parametrize("basis", ["pixel", "fourier"])
+def test_the_bound_by_a_stranger_is_the_divergence_in_closed_form(basis, generator):
+    """log Z ≥ −KL(N(x, Σ) ‖ p(y given Σ)) for an exact energy: wrong signs, factors and a missing entropy would show."""
+    model = EXACT["gaussian"]
+    x = torch.full((1, 1, 4, 4), 0.7, dtype=torch.float64)
+    cov = white(0.3, basis)
+    prior = model.posterior(torch.zeros(1, 1, 4, 4, dtype=torch.float64), white(1e9)).covariance[0]
+    total, away = prior + 0.3 * torch.eye(16, dtype=torch.float64), (x - model.statistics.mean_image(x)).flatten()
+    p = torch.distributions.MultivariateNormal(torch.zeros_like(away), total)
+    q = torch.distributions.MultivariateNormal(away, 0.3 * torch.eye(16, dtype=torch.float64))
+    check = audit_strangers(model, {"grey": x}, cov, draws=4000, generator=generator)
+    assert check.value == pytest.approx(-float(torch.distributions.kl_divergence(q, p)) / 16, abs=4 * check.standard_error)
+    assert check.standard_error < 0.01 and check.verdict == "pass" and "grey" in check.what
+
+
+def test_an_energy_that_gives_strangers_everything_is_found_out(generator):
+    """By the mean over draws, not by one; an energy that is not a number fails too."""
+    strangers = strange_images(MIXTURE.sample(3, generator).clamp(0, 1), generator)
+    assert len(strangers) == 12 and all(x.shape == (3, 1, 4, 4) and 0 <= x.min() <= x.max() <= 1 for x in strangers.values())
+    assert audit_strangers(MIXTURE, strangers, white(1e-3), generator=generator).verdict == "pass"
+    for wrong in (torch.tensor(40.0), torch.tensor(math.nan)):
+        low = Faulty(MIXTURE, lambda y, cov, wrong=wrong: -wrong * 16 * (y.flatten(1).std(1) > 0.45))
+        check = audit_strangers(low, strangers, white(1e-3), generator=generator)
+        assert check.verdict == "FAIL" and not check.value < 1
+    with pytest.raises(ValueError, match="strangers: wanted some images, got none"):
+        audit_strangers(MIXTURE, {}, white(0.1))
+
+
 # --- the suite ---
 
 
@@ -307,7 +340,7 @@ def test_the_suite_visits_every_family_and_the_ends_of_the_range(generator):
     x = MIXTURE.sample(6, generator)
     names = [a.name for a in audits(MIXTURE, x, TINY, lambda_min=1e-6)]
     assert len(set(names)) == len(names)
-    assert {name.split("/")[0] for name in names} == {"gradient", "paths", "variance", "flow", "log Z", "ranks"}
+    assert {name.split("/")[0] for name in names} == {"gradient", "strangers", "paths", "variance", "flow", "log Z", "ranks"}
     families = {name.split("/")[1] for name in names if name.startswith("log Z/")}
     assert {"white levels", "box", "gaussian-blur", "block-means-4", "smooth-spectrum"} <= families
     run = {a.name: a.run for a in audits(MIXTURE, x, TINY, lambda_min=1e-6)}

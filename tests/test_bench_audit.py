@@ -70,7 +70,7 @@ def bench(tmp_path, model: str):
 
 def test_every_figure_has_its_error_and_an_interrupted_run_continues(tmp_path, monkeypatch):
     figures = bench(tmp_path, "exact").figures
-    assert {key.split("/")[0] for key in figures} == {"gradient", "paths", "variance", "flow", "log Z", "ranks"}
+    assert {key.split("/")[0] for key in figures} == {"gradient", "strangers", "paths", "variance", "flow", "log Z", "ranks"}
     judged = [key for key, figure in figures.items() if figure.aim]
     assert judged and all(f"{key}, standard error" in figures for key in judged)
     assert Image.open(tmp_path / "audit.png").height > 800

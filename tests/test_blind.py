@@ -230,6 +230,15 @@ def test_the_impossible_has_no_evidence():
     assert Evidence(MODEL, m, family).grid(family.coordinates(corners)).tolist() == [-math.inf, -math.inf]
 
 
+@pytest.mark.parametrize("height", [2, 5])
+def test_a_band_is_recovered(height):
+    """Its height exactly and both σ within 4 standard errors, all three unknown."""
+    family, m = measured("band", seed=height, theta=[height, 0.6, 0.1])
+    found = estimate(MODEL, m, family)
+    assert float(found.theta[0]) == height
+    assert bool(((found.theta - torch.tensor([height, 0.6, 0.1])).abs()[1:] < 4 * found.standard_error[1:]).all())
+
+
 @pytest.mark.parametrize("name, tolerance", [("super-resolution", 0), ("motion", 0.5)])
 def test_blurs_are_recovered(name, tolerance):
     family, m = measured(name)
@@ -244,7 +253,8 @@ def test_the_right_family_is_chosen(name):
     _, m = measured(name, theta={"blur": [1.0, 0.1]}.get(name))
     known = [FAMILIES[other](SIZE) for other in ("white", "box", "blur")]
     choice = choose(MODEL, m, known)
-    assert choice.best.family.name == name
+    assert choice.best.family.name == name and choice.resolved
+    assert not choose(MODEL, m, known, budget=4, refine=False).resolved
     assert float(choice.probabilities.sum()) == pytest.approx(1)
     assert choice.log_marginal[choice.order].tolist() == sorted(choice.log_marginal.tolist(), reverse=True)
 

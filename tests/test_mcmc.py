@@ -202,6 +202,14 @@ def test_arviz_has_the_same_draws_and_diagnostics():
     assert data.sample_stats["lp"].shape == (3, 12, 2)
     rhat = torch.from_numpy(arviz.rhat(data.posterior, method="split")["x"].values)
     torch.testing.assert_close(trace.rhat, rhat, rtol=1e-6, atol=1e-6)
+    noise = torch.randn(4, 400, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for phi in (0.0, 0.5, 0.9):  # chains of an autoregression; pairs of lags are cut off a little differently
+        chains = [noise[:, 0]]
+        for step in range(1, 400):
+            chains.append(phi * chains[-1] + (1 - phi**2) ** 0.5 * noise[:, step])
+        x = torch.stack(chains, 1)
+        theirs = torch.from_numpy(arviz.ess(arviz.convert_to_dataset(x.numpy()), method="mean")["x"].values)
+        torch.testing.assert_close(effective_sample_size(x), theirs, rtol=0.06, atol=0)
 
 
 def test_arviz_is_asked_for_where_it_is_missing(monkeypatch):

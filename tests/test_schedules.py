@@ -120,7 +120,7 @@ def test_water_filling_leaves_what_was_measured_until_the_rest_is_as_good():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    kind=st.sampled_from([Geometric, WaterFilling]),
+    kind=st.sampled_from([Geometric, WaterFilling, lambda *plan: InOrder(*plan, order=torch.arange(16.0).view(4, 4))]),
     steps=st.integers(1, 40),
     power=st.floats(0.3, 3.0),
     variance=st.floats(1e-9, 10.0),
@@ -221,3 +221,18 @@ def test_wrong_schedules_are_refused():
     with pytest.raises(ValueError, match="never increase"):
         observation = fully_observed(torch.zeros(1, *SHAPE, dtype=torch.float64), cov, 1)
         run_chain(make_skewed(*SHAPE), observation, Listed([cov.replace(2 * cov.values)]), as_kernel("ancestral"))
+
+
+@dataclass(frozen=True)
+class Elsewhere(Geometric):
+    """Ends above what it says."""
+
+    def next(self, now: Evaluation, end: Covariance, left: int) -> Covariance:
+        return now.cov.replace(now.cov.values * 0.5)
+
+
+def test_a_path_that_ends_elsewhere_is_refused():
+    prior, cov = make_skewed(*SHAPE), start(low=0.01)
+    y = prior.sample(1, torch.Generator().manual_seed(2))
+    with pytest.raises(ValueError, match="wanted a path that ends where Elsewhere.end says"):
+        run_chain(prior, fully_observed(y, cov, 1), Elsewhere(3), as_kernel("ancestral"))

@@ -17,6 +17,7 @@ import torch
 
 from anem.corruptions import NoiseConfig, draw_covariances
 from anem.data import load_dataset, mnist
+from anem.headroom import fit_headroom
 from anem.hub import load
 from anem.losses import dual_score_loss
 from anem.network import EnergyNetwork
@@ -68,6 +69,7 @@ def main(out: str, *names: str) -> None:
     def draw(shape, statistics, generator):
         return draw_covariances(shape, statistics, noise, generator)
 
+    model.headroom = fit_headroom(model, images[:512], NoiseConfig())
     report = HeldOut(images, draw, families, 64, 1).evaluate(model, dual_score_loss)
     model.save_pretrained(out, {"average_of": list(names), "held_out": report.to_dict()})
 

@@ -15,7 +15,8 @@ are mixed instead, w_G exp(−U_G) inside the sum, and s = 0.
 δ_p + K_p is the fluctuation of the energy of pixel p, α_p = 1/(1 + τ_p/Var x). As pixels get known, h goes to 0 and the spectrum is
 forgotten, c stands for c^h c̄^{1−h}, and the network is told the basis only as far as it matters (:meth:`EnergyNetwork._apart`), so that
 descriptions of the same weak white noise agree. All vanishes as λ → ∞ but U_G, so U is normalised there by construction; in the pixel basis
-the first line is so at all noise levels, exactly.
+the first line, the base, is so at all noise levels, exactly. In use U is bounded from below by the base less a little
+(:mod:`anem.headroom`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from anem.covariance import Covariance
 from anem.energy import EnergyModel, Evaluation, check_observation
 from anem.evaluator import Correction, Evaluator
 from anem.files import read_model, write_model
+from anem.headroom import Headroom
 from anem.nn.embedding import SPECTRAL_FEATURES, spectral_features
 from anem.nn.unet import UNet, noise_map, padded
 from anem.propagation import propagate
@@ -152,6 +154,8 @@ class EnergyNetwork(EnergyModel):
         self._evaluator: Evaluator | None = None
         self._twins: dict[float, EnergyNetwork] = {}
         self.limit: float | None = None
+        self.headroom: Headroom | None = None
+        """How far below its base the energy may be; None, as in training: as far as it goes."""
 
     # Base energy: closed forms in coordinates
 
@@ -166,7 +170,21 @@ class EnergyNetwork(EnergyModel):
     # Correction: everything a network has a part in
 
     def _correction(self, rho: Tensor, logvar: Tensor, basis: Basis, c: Tensor) -> Tensor:
-        """U minus the base energy, (B,), differentiable in ρ and log λ."""
+        """U minus the energy of Gaussian data, (B,), differentiable in ρ and log λ."""
+        correction, base, alone = self._parts(rho, logvar, basis, c)
+        if self.headroom is not None and base is not None:
+            d, t = rho[0].numel(), c + logvar.exp()
+            density = -0.5 * (rho.square() / t + torch.log(t) - logvar).flatten(1).sum(
+                1
+            )  # of all noise and nothing else, the most there is
+            correction = correction.maximum(base - d * self.headroom(logvar, basis).to(base)).maximum(density)
+        if self.limit is not None and alone is not None:
+            most = self.limit * rho[0].numel()
+            correction = alone + (correction - alone).clamp(-most, most)
+        return correction
+
+    def _parts(self, rho: Tensor, logvar: Tensor, basis: Basis, c: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the network says, the base, and independent pixels, (B,) each, less the energy of Gaussian data; nothing is bounded."""
         variances = logvar.exp()
         t = c + variances
         log_ratio = (logvar - c.log()).to(self._dtype)
@@ -175,7 +193,7 @@ class EnergyNetwork(EnergyModel):
             white = rho * t.rsqrt()
             ratio = basis.pixel_variance(variances).log() - basis.pixel_variance(c.expand_as(t)).log()
             (f,) = self._network([basis.inverse(white)], ratio, summary, (rho.shape[1],))
-            return 0.5 * (white * (1 + c / variances).pow(0.25) * basis.forward(f)).flatten(1).sum(1)
+            return 0.5 * (white * (1 + c / variances).pow(0.25) * basis.forward(f)).flatten(1).sum(1), None, None
         level = c.mean((2, 3), keepdim=True).expand_as(t)
         share = torch.sigmoid(10 * self.damp(summary).to(rho) - 0.6)[:, :, None, None]
         pixels = propagate(rho, variances, level, basis, self.statistics, self.config.rounds, share)
@@ -200,11 +218,7 @@ class EnergyNetwork(EnergyModel):
         fluctuation = (1 - spectral) * _bounded(pixels.delta + pixels.divergence)
         local = density[:, 0] / (1 + ratio).mean(1) + gate[:, 0] * fluctuation.sum(1)
         inner = white * (1 + blend / variances).pow(0.25) * (blend / total).sqrt() * basis.forward(field)
-        correction = base + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1)
-        if self.limit is None:
-            return correction
-        alone, most = independent + pixels.energies[-1], self.limit * rho[0].numel()
-        return alone + (correction - alone).clamp(-most, most)
+        return base + local.flatten(1).sum(1) + 0.5 * inner.flatten(1).sum(1), base, independent + pixels.energies[-1]
 
     def _experts(self, gaussian: Tensor, rounds: Tensor, logits: Tensor, unknown: Tensor, chi: Tensor) -> Tensor:
         """The energies of Gaussian data, (B,), and of independent pixels by every round, (R, B), as one, (B,).
@@ -253,6 +267,18 @@ class EnergyNetwork(EnergyModel):
                 return base + self._use.differentiable(cov.basis, rho, cov.values.log())
             return base + self._correction(rho, cov.values.log(), cov.basis, c)
         return base + self._use.correction(cov.basis, False, rho, cov.values)[0]
+
+    def below_base(self, y: Tensor, cov: Covariance) -> Tensor:
+        """(U_base − U)/d, (B,), of the energy without a bound; see :mod:`anem.headroom`.
+
+        Raises:
+            ValueError: the form without a base.
+        """
+        rho = self.statistics.residual(y, cov.basis)
+        correction, base, _ = self._parts(rho, cov.values.log(), cov.basis, self._setting(cov, y))
+        if base is None:
+            raise ValueError(f"headroom: wanted the form 'anchored', which has a base, got {self.config.form!r}")
+        return (base - correction) / rho[0].numel()
 
     def differentiable_gradients(self, rho: Tensor, cov: Covariance, create_graph: bool = True) -> TrainingGradients:
         """Energy and both gradients at y = μ + Bᵀρ; with ``create_graph`` differentiable in the parameters, for training."""
@@ -360,6 +386,8 @@ class EnergyNetwork(EnergyModel):
             card: what else the card should say: data, split, steps, figures.
         """
         full = {**(card or {}), "format": _FORMAT, "network": asdict(self.config), "statistics": self.statistics.shape()}
+        if self.headroom is not None:
+            full["headroom"] = asdict(self.headroom)
         write_model(Path(folder), self, full)
 
     @classmethod
@@ -373,6 +401,8 @@ class EnergyNetwork(EnergyModel):
 
         def build(card: dict[str, Any]) -> EnergyNetwork:
             network = {"base": "mixture"} | card["network"]  # what there was before the field
-            return cls(NetworkConfig(**network), DataStatistics(**card["statistics"]))
+            model = cls(NetworkConfig(**network), DataStatistics(**card["statistics"]))
+            model.headroom = Headroom.of(card["headroom"]) if "headroom" in card else None
+            return model
 
         return read_model(folder, _FORMAT, build)

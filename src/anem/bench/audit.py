@@ -1,4 +1,4 @@
-"""Whether the model's energy is the −log p of one density: six audits on held-out MNIST, each with its aim.
+"""Whether the model's energy is the −log p of one density: seven audits on held-out MNIST, each with its aim.
 
 ``--split tuning`` (test images 1000–1999) is for trying out, ``--split report`` (0–999) for the one report at the end. Needs ``make data``.
 A figure that chance leaves undecided is not judged in a quick run, and misses its aim in a full one, which says so.
@@ -6,6 +6,7 @@ A figure that chance leaves undecided is not judged in a quick run, and misses i
 audit.png shows every figure that should be 0.
 
 * gradient: E_y[∂U/∂ℓ] = 0 for white noise and a draw of every noise family.
+* strangers: log Z from below, by images that are nothing like digits, at the same covariances.
 * paths: the energy difference between two levels of white noise, along detours through pixels, frequencies and blocks.
 * variance: the one-call posterior variance against squared errors and the variance of samples, where λ ≤ c; and how far up in λ it
   agrees with the errors.

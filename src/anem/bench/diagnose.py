@@ -4,9 +4,10 @@
 of the same measurements, with the flag of every set. Over-smoothed means too probable, off-distribution too improbable.
 
 * oracle: an exact Gaussian on 8 × 8 with half the image hidden, where the posterior mean must be over-smoothed and samples unflagged.
-* digits: our sample, the means of our samples and of one call, the pseudo-inverse; DPS, RED-Diff, DAPS and the paper's sampler on the same
-  energy, as their authors set them; and the truth with pixel noise. Pictures and histograms of every task are beside the report. A
-  blurred digit is too improbable, since digits have edges: on digits smooth sets are expected off-distribution, not over-smoothed.
+* digits: our sample, the means of our samples and of one call, the pseudo-inverse; DPS, RED-Diff, DAPS, the composition and the paper's
+  sampler on the same energy, as their authors set them; and the truth with pixel noise. Pictures and histograms of every task are beside
+  the report. A blurred digit is too improbable, since digits have edges: on digits smooth sets are expected off-distribution, not
+  over-smoothed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from anem.baselines import DAPS, DPS, PaperSampler, REDDiff
+from anem.baselines import DAPS, DPS, Composition, PaperSampler, REDDiff
 from anem.bench.harness import Context
 from anem.bench.histograms import plot_histograms
 from anem.data import load_dataset, mnist
@@ -51,10 +52,11 @@ DIGITS: Mapping[str, str | None] = MappingProxyType(
         "sample": "",
         "mean of samples": None,
         "mean of one call": None,
-        "pseudo-inverse": None,
+        "pseudo-inverse": "off-distribution",
         "DPS": None,
         "RED-Diff": None,
         "DAPS": None,
+        "composition": None,
         "paper's sampler": None,
         "pixel noise": "off-distribution",
     }
@@ -113,6 +115,7 @@ def _others(
         "DPS": DPS(model, steps=calls),
         "RED-Diff": REDDiff(model, steps=calls),
         "DAPS": DAPS(model, levels=max(1, calls // 5), ode=5),
+        "composition": Composition(model, levels=max(2, calls // 5)),
         "paper's sampler": PaperSampler(model, levels=max(1, (calls - 1) // 2), corrections=1),
     }
 

@@ -361,6 +361,11 @@ class Choice:
     def best(self) -> Estimate:
         return self.estimates[self.order[0]]
 
+    @property
+    def resolved(self) -> bool:
+        """Whether the cells of every family are as fine as its posterior asks for; if not, its log marginal is that of coarser ones."""
+        return all(e.posterior.resolved for e in self.estimates)
+
 
 def choose(
     model: EnergyModel,

@@ -25,6 +25,7 @@ AUDITS = {
     "variance": "posterior variance from one call: squared errors, samples",
     "flow": "likelihood of the score = likelihood of the energy",
     "logz": "∫ e^{−U} dy = 1",
+    "strangers": "images unlike the data do not carry more than that",
     "ranks": "truths rank uniformly among posterior samples",
 }
 """What can be asked for with --only."""
@@ -32,12 +33,12 @@ AUDITS = {
 
 @dataclass
 class Audit:
-    """Check that a model's energy is the -log p of one density: six identities, on held-out images.
+    """Check that a model's energy is the -log p of one density: seven identities, on held-out images.
 
     Figures come with a standard error and a verdict: pass, FAIL, or undecided where the error is too large to tell. Exit code 1
     if one fails. On a CPU the whole audit of the digits model takes hours; --quick takes a minute, and decides less.
 
-    The audits: gradient, paths, variance, flow, logz, ranks.
+    The audits: gradient, strangers, paths, variance, flow, logz, ranks.
     """
 
     model: Annotated[Positional[str], arg(metavar="[MODEL]", help_behavior_hint="(default: digits)")] = "digits"

@@ -8,14 +8,23 @@ Figures of one energy U(y, Σ) ≈ −log p(y given Σ), none of which needs the
 * :func:`flow_log_prob`: the probability-flow likelihood, which uses ∇_yU alone and so cannot see a wrong constant of U;
 * :func:`immse_slope`: how E[U] grows with the noise, against the denoising error.
 
-:func:`audits` runs six identities of a true energy on held-out images; :func:`score` says how probable given restorations are.
+:func:`audits` runs seven identities of a true energy on held-out images; :func:`score` says how probable given restorations are.
 
 All sums are in float64.
 """
 
-from anem.likelihood.audits import Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance, path_integral
+from anem.likelihood.audits import (
+    Check,
+    audit_flow,
+    audit_gradient,
+    audit_partition,
+    audit_paths,
+    audit_strangers,
+    audit_variance,
+    path_integral,
+)
 from anem.likelihood.audits_ranks import Ranks, audit_ranks, truth_ranks
-from anem.likelihood.audits_suite import Audit, AuditSize, audits, trusted_level
+from anem.likelihood.audits_suite import Audit, AuditSize, audits, strange_images, trusted_level
 from anem.likelihood.bits import BitsPerDim, bits_per_dim, choose_sigma, log_box_mixture
 from anem.likelihood.diagnose import Comparison, Scores, compare, score
 from anem.likelihood.evidence import average_evidence, draw_observations, log_evidence
@@ -42,6 +51,7 @@ __all__ = [
     "audit_partition",
     "audit_paths",
     "audit_ranks",
+    "audit_strangers",
     "audit_variance",
     "audits",
     "average_evidence",
@@ -57,6 +67,7 @@ __all__ = [
     "log_partition",
     "path_integral",
     "score",
+    "strange_images",
     "trusted_level",
     "truth_ranks",
 ]

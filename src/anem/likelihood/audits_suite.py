@@ -1,4 +1,4 @@
-"""All six audits of a model, at the covariances that a user meets."""
+"""All audits of a model, at the covariances that a user meets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from anem.bases import as_basis
 from anem.corruptions import NOISE_FAMILIES, NoiseConfig, NoiseFamily, draw_covariances
 from anem.covariance import Covariance
 from anem.energy import EnergyModel
-from anem.likelihood.audits import ONE_CALL, Check, audit_flow, audit_gradient, audit_partition, audit_paths, audit_variance
+from anem.likelihood.audits import (
+    ONE_CALL,
+    Check,
+    audit_flow,
+    audit_gradient,
+    audit_partition,
+    audit_paths,
+    audit_strangers,
+    audit_variance,
+)
 from anem.likelihood.audits_ranks import audit_ranks
 from anem.operators import LinearOperator, make_operator
-from anem.random import generator_of
+from anem.random import generator_of, normal, uniform
 from anem.sample import Diverged, Sampler, WaterFilling
 from anem.statistics import DataStatistics
 
-__all__ = ["Audit", "AuditSize", "audits", "family_covariances", "trusted_level"]
+__all__ = ["Audit", "AuditSize", "audits", "family_covariances", "strange_images", "trusted_level"]
 
 SIGMA = 0.05
 """Standard deviation of the noise in measurements."""
@@ -42,7 +51,7 @@ class AuditSize:
     Arguments:
         flow, flow_steps: images and steps of the probability flow.
         chains, population, steps: of log Z.
-        gradient: images. paths, nodes: images, and nodes a piece of the path.
+        gradient: images. strangers: images of each kind. paths, nodes: images, and nodes a piece of the path.
         truths, samples: of the ranks. variance, draws: images, and samples of each. sampling: steps of every sample.
     """
 
@@ -52,6 +61,7 @@ class AuditSize:
     population: int = 16
     steps: int = 250
     gradient: int = 1000
+    strangers: int = 16
     paths: int = 64
     nodes: int = 24
     truths: int = 400
@@ -64,12 +74,25 @@ class AuditSize:
     def quick(cls) -> AuditSize:
         """Within a minute on two cores for 28 × 28 pixels."""
         chains = {"chains": 8, "population": 1, "steps": 20}
-        return cls(flow=4, flow_steps=10, gradient=32, paths=4, nodes=8, truths=12, samples=5, variance=6, draws=4, sampling=8, **chains)
+        return cls(
+            flow=4,
+            flow_steps=10,
+            gradient=32,
+            strangers=2,
+            paths=4,
+            nodes=8,
+            truths=12,
+            samples=5,
+            variance=6,
+            draws=4,
+            sampling=8,
+            **chains,
+        )
 
     @property
     def most(self) -> int:
         """Images that some audit uses."""
-        return max(self.flow, self.gradient, self.paths, self.truths, self.variance)
+        return max(self.flow, self.gradient, self.strangers, self.paths, self.truths, self.variance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +141,31 @@ def family_covariances(
     return found
 
 
+def strange_images(images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Images in [0, 1] that are nothing like (N, C, H, W) of a data set, N of a kind: what no energy of these data may find probable."""
+    x = images.double()
+    h, w = x.shape[-2:]
+    y, z = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)[None, :]
+    noise = uniform(x.shape, generator, x)
+    frequency = torch.fft.fftfreq(h, device=x.device)[:, None].square() + torch.fft.rfftfreq(w, device=x.device)[None].square()
+    unblurred = torch.fft.irfft2(torch.fft.rfft2(x + 0.05 * (noise - 0.5)) * (20 * frequency).exp().clamp_max(1e3), s=(h, w))
+    order = torch.argsort(uniform((1, h * w), generator, x)[0])
+    return {
+        "black": torch.zeros_like(x),
+        "white": torch.ones_like(x),
+        "grey": torch.full_like(x, 0.5),
+        "checks": ((y + z) % 2).to(x).expand_as(x),
+        "stripes": (z % 2).to(x).expand_as(x),
+        "noise": noise,
+        "dots": (noise < x.mean()).to(x),
+        "shuffled pixels": x.flatten(2)[..., order].reshape(x.shape),
+        "inverted": 1 - x,
+        "halves of two": torch.cat([x[..., : w // 2], x.roll(1, 0)[..., w // 2 :]], 3),
+        "unblurred noise": unblurred.clamp(0, 1),
+        "noise of high frequencies": (x + 2 * normal(x.shape, generator, x).diff(dim=3, append=x[..., :1] * 0)).clamp(0, 1),
+    }
+
+
 def audits(
     model: EnergyModel,
     images: Tensor,
@@ -153,6 +201,9 @@ def audits(
     run: Callable[..., Check | list[Check]]
     for where, cov in ({f"white {v:g}": white(v) for v in VARIANCES} | families).items():
         yield _one(partial(audit_gradient, model, images[: size.gradient], cov, where=where), f"gradient/{where}", source)
+    strangers = strange_images(images[: size.strangers], source("strangers"))
+    for where, cov in ({f"white {v:g}": white(v) for v in (lambda_min, *VARIANCES)} | families).items():
+        yield _one(partial(audit_strangers, model, strangers, cov, where=where), f"strangers/{where}", source)
     for where, way in _paths(white, shape).items():
         straight = [white(LEVELS[0]), white(LEVELS[-1])]
         run = partial(audit_paths, model, images[: size.paths], straight, way, where=where, nodes=size.nodes)

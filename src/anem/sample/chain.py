@@ -207,6 +207,8 @@ def run_chain(
             acceptance.append(corrected.acceptance)
             guard.check(now.y, cov, step, kernel.name)
         report(step)
+    if not torch.allclose(now.cov.values, end.values, rtol=1e-6, atol=0):
+        raise ValueError(f"schedule: wanted a path that ends where {type(schedule).__name__}.end says, got one that does not")
     x = now.denoised if final == "denoise" else now.y
     guard.check(x, now.cov, schedule.steps, kernel.name)
     return Chain(x, first, now, torch.stack(acceptance) if acceptance else None, counted.calls)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from anem.data import load_dataset
 from anem.files import write_text
+from anem.headroom import fit_headroom
 from anem.hub import read_card
+from anem.network import EnergyNetwork
 from anem.train.checkpoint import TrainState
 from anem.train.config import TrainConfig, to_dict
 from anem.train.evaluate import Report
 
 __all__ = ["Callback", "Export", "History", "Progress", "StepRecord", "TensorBoard", "default_callbacks"]
+
+
+HEADROOM_IMAGES = 256
+"""Held-out images that bound the energy."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def _clock(seconds: float) -> str:
 
 
 class Export(Callback):
-    """The averaged model as a pretrained folder, renewed with every checkpoint."""
+    """The averaged model as a pretrained folder, renewed with every checkpoint; bounded by held-out images once it has seen all images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -181,6 +190,8 @@ class Export(Callback):
         if not hasattr(state.ema.model, "save_pretrained"):
             raise ValueError(f"callbacks: Export wants a model with save_pretrained, got {type(state.ema.model).__name__}; name others")
         self.config, self.cells = to_dict(config), []
+        self.end, self.noise = config.images, config.noise
+        self.held_out = None if config.held_out is None else load_dataset(config.held_out)
         if state.step and (self.folder / "card.json").is_file():
             self.cells = read_card(self.folder).get("held_out", [])
 
@@ -189,7 +200,12 @@ class Export(Callback):
 
     def on_checkpoint(self, state: TrainState, path: Path) -> None:
         card = {"steps": state.step, "images_seen": state.images, "training": self.config, "held_out": self.cells}
-        state.ema.model.save_pretrained(self.folder, card)  # type: ignore[operator]
+        model = state.ema.model
+        if state.images >= self.end and self.held_out is not None and isinstance(model, EnergyNetwork) and model.config.form == "anchored":
+            images = self.held_out.batch(torch.arange(min(HEADROOM_IMAGES, len(self.held_out))), torch.Generator().manual_seed(1))
+            model = copy.copy(model)
+            model.headroom = fit_headroom(model, images.to(model.offset.device), self.noise)
+        model.save_pretrained(self.folder, card)  # type: ignore[operator]
 
 
 def default_callbacks(config: TrainConfig) -> list[Callback]:
