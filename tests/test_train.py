@@ -17,6 +17,7 @@ from torch import nn
 from training_fakes import FAMILIES, Images, LearnedGaussian, Occasional, draw, loss, make_config, make_parts
 
 from anem.data import DataConfig
+from anem.headroom import Headroom, fit_headroom
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.statistics import DataStatistics
 from anem.train import Callback, NonFiniteLoss, Snapshot, load_config, train
@@ -147,6 +148,7 @@ def test_training_goes_on_from_a_model(tmp_path, grey_file):
     statistics = DataStatistics.fit(torch.rand(8, 1, 8, 8))
     saved = first.model(statistics)
     saved.offset.fill_(3.0)
+    saved.headroom = Headroom((0.0,), (1e-6,))
     saved.save_pretrained(tmp_path / "first")
     config = TrainConfig(data=DataConfig(str(grey_file)), model=ModelConfig(start=str(tmp_path / "first")))
     parts = build_parts(config)
@@ -154,7 +156,7 @@ def test_training_goes_on_from_a_model(tmp_path, grey_file):
     model = parts.model(found)
     assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(found.spectrum, statistics.spectrum) and found.spectrum.shape == (1, 8, 8)
-    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert model.training and all(p.requires_grad for p in model.parameters()) and model.headroom is None
 
 
 def test_a_model_to_go_on_from_must_exist_fit_the_images_and_stay_as_it_is(tmp_path, grey_file):
@@ -492,6 +494,20 @@ def test_export_writes_the_averaged_model_and_its_card(tmp_path, monkeypatch):
     folder, card, mean = saved[-1]
     assert folder == tmp_path / "model" and torch.equal(mean, model.mean)
     assert card["images_seen"] == 16 and card["training"]["batch_size"] == 8 and card["held_out"][0]["family"] == "all"
+
+
+def test_a_finished_training_bounds_its_energy_by_held_out_images(tmp_path, grey_file):
+    grey, out = DataConfig(str(grey_file)), tmp_path / "run"
+    config = TrainConfig(str(out), images=24, batch_size=8, data=grey, held_out=grey, model=ModelConfig("tiny"), device="cpu")
+    train(dataclasses.replace(config, images=8))
+    assert EnergyNetwork.from_pretrained(out / "model").headroom is not None
+    train(dataclasses.replace(config, max_minutes=1e-9, images=1000))
+    unfinished = EnergyNetwork.from_pretrained(out / "model")
+    assert unfinished.headroom is None  # it would be that of other weights
+    train(config)
+    found = EnergyNetwork.from_pretrained(out / "model")
+    images = build_parts(config).held_out.batch(torch.arange(8), torch.Generator().manual_seed(1))
+    assert found.headroom == fit_headroom(found, images, config.noise)
 
 
 # Held-out evaluation

@@ -72,7 +72,9 @@ def build_parts(config: TrainConfig) -> Parts:
 def _network(config: TrainConfig, statistics: DataStatistics) -> EnergyNetwork:
     if not config.model.start:
         return EnergyNetwork(network_config(config), statistics)
-    return load(config.model.start).train().requires_grad_(True)
+    model = load(config.model.start).train().requires_grad_(True)
+    model.headroom = None  # the network learns where it is wrong
+    return model
 
 
 def _draw(config: TrainConfig, shape: tuple[int, int, int, int], statistics: DataStatistics, generator: torch.Generator) -> NoiseBatch:
