@@ -55,6 +55,8 @@ def recorded_steps(context: Context, workload: Workload, rounds: int, steps: tup
         runs["A-DSM alone"] = partial(CompiledStep(LossModule(model, _a_dsm_loss, 1.0)), workload.x, workload.cov, workload.noise)
         runs["denoiser"] = plain = denoiser_step(PlainUNet(workload.model.unet), workload)
         runs["denoiser, rounded"] = partial(_rounded, plain)
+        compiled: Any = torch.compile(PlainUNet(workload.model.unet))
+        runs["denoiser, compiled and rounded"] = partial(_rounded, denoiser_step(compiled, workload))
     times = alternate(runs, rounds)
     for name, model in models.items():
         key = f"train/small/{name}"
@@ -75,8 +77,14 @@ def _compared(context: Context, key: str, times: Mapping[str, Tensor], workload:
     context.figure(f"{key}: time over A-DSM alone, compiled and rounded too", ratio(times, fastest, "A-DSM alone"), aim="≤ 1.3")
     context.figure(f"{key}: time over the plain denoiser", ratio(times, fastest, "denoiser"), aim="≤ 4")
     context.figure(f"{key}: time over the plain denoiser, rounded too", ratio(times, fastest, "denoiser, rounded"))
+    like = ratio(times, fastest, "denoiser, compiled and rounded")
+    context.figure(f"{key}: time over the plain denoiser, compiled and rounded too", like, aim="≤ 4", quick=False)
     machine, counts = Machine.measure(len(workload.x), dtype=torch.bfloat16), count(workload.train_step)
     context.figure(f"{key}: convolution peak in bfloat16 (10⁹ multiply-adds per second)", machine.convolution / 1e9)
+    context.figure(f"{key}: memory rate (10⁹ bytes per second)", machine.memory / 1e9)
+    alone = counts.multiply_adds / machine.convolution / seconds(times[fastest])
+    context.figure(f"{key}: multiply-adds alone at the peak over time", alone)
+    # The bytes are those of the step before it is compiled: fused operations move fewer, so this floor may be above the least there is.
     context.figure(f"{key}: floor over time", machine.floor(counts) / seconds(times[fastest]), aim="≥ 0.5")
 
 
@@ -105,8 +113,12 @@ def _gradient(model: EnergyNetwork) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def rounded_trainings(context: Context, images: int = 9_600, judged: int = 512) -> None:
-    """Held-out losses of two trainings on digits that differ by the precision of the convolutions alone. Needs ``make data``."""
+def rounded_trainings(context: Context, images: int = 9_600, judged: int = 512, compiled: bool = True) -> None:
+    """Held-out losses of two trainings on digits, as it stands and as the fastest step does it. Needs ``make data``.
+
+    Arguments:
+        images: of each training. judged: held-out images. compiled: whether the second one is compiled, beside its rounded convolutions.
+    """
     started = "trainings/trained from commit"
     if not context.done(started):  # what lies there is of another commit, or was asked to be made afresh
         shutil.rmtree(context.out / "models", ignore_errors=True)
@@ -114,7 +126,7 @@ def rounded_trainings(context: Context, images: int = 9_600, judged: int = 512) 
     held_out, reports = None, {}
     for precision in ("float32", "bfloat16"):
         base = _training(context, images)
-        config = replace(base, output=str(Path(base.output) / precision), precision=precision)
+        config = replace(base, output=str(Path(base.output) / precision), precision=precision, compile=compiled and precision == "bfloat16")
         parts = build_parts(config)
         if held_out is None:
             data = load_dataset(mnist("validation", base.data.path))
@@ -125,7 +137,9 @@ def rounded_trainings(context: Context, images: int = 9_600, judged: int = 512) 
         exact, rounded = (float(getattr(reports[p], name).double().mean()) for p in ("float32", "bfloat16"))
         label = name.upper().replace("_", "-")
         context.figure(f"trainings/{label} after {images} images", exact)
-        context.figure(f"trainings/{label} with rounded convolutions over that", rounded / exact, aim="0.98–1.02")
+        context.figure(
+            f"trainings/{label} with rounded convolutions{', compiled,' if compiled else ''} over that", rounded / exact, aim="0.98–1.02"
+        )
 
 
 def _training(context: Context, images: int) -> TrainConfig:
