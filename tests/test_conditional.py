@@ -56,6 +56,28 @@ def test_palette_draws_from_the_prior_where_nothing_is_seen():
     assert float((2 * x - 1).var()) == pytest.approx(0.25, rel=5 * (2 / n) ** 0.5 + 0.03)
 
 
+class Informed(Exact):
+    """The exact answer for such pixels seen through noise of variance 0.09 in u: it depends on what is seen."""
+
+    def forward(self, seen, x, level):
+        value = level.exp().reshape(-1, 1, 1, 1).to(x)
+        y, variance = x * (1 + value).sqrt(), 1 / (1 / self.variance + 1 / 0.09)
+        return value.sqrt() * (y - variance / 0.09 * seen) / (variance + value)
+
+
+def test_palette_draws_from_the_posterior_where_the_measurement_says_something():
+    """N(0.735 (2m − 1), 0.066) in u, pixel by pixel, to 5 standard errors and 3 %."""
+    config, shape = ConditionalConfig("palette", "denoise", {}, 0.15), NetworkConfig(channels=(4, 4), blocks=(1, 1), stem=1, embedding=4)
+    network = Informed(shape, config, DataStatistics(1, 8, 8)).eval()
+    one = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    palette = Palette(network, steps=1000, clamp=False)
+    u = 2 * palette(one.expand(200, -1, -1, -1), Identity(), 0.15, generators_for(range(200)))[0] - 1
+    variance = 1 / (1 / 0.25 + 1 / 0.09)
+    mean = variance / 0.09 * (2 * measurement_image(one, Identity()) - 1)
+    assert float((u.mean(0) - mean[0]).abs().max()) < (5 / 200**0.5 + 0.03) * variance**0.5
+    assert float(u.var(0).mean()) == pytest.approx(variance, rel=5 * (2 / u.numel()) ** 0.5 + 0.03)
+
+
 def test_indi_ends_at_one_regression_where_nothing_is_seen():
     """Its start is the measurement, its noise small: it leads to the conditional mean, not to draws, which have standard deviation ½."""
     operator = Inpainting.centre_box((8, 8), 8)

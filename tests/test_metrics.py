@@ -36,9 +36,10 @@ DATA = Path(os.environ.get("ANEM_DATA", ROOT / "data"))
 
 
 def needs(*names: str):
-    """Skip, visibly, where files that ``make data`` fetches are absent."""
+    """Skip, visibly, where files that can be fetched are absent."""
     missing = [name for name in names if not (DATA / name).is_file()]
-    return pytest.mark.skipif(bool(missing), reason=f"not in {DATA.name}/ (make data, or set ANEM_DATA): {', '.join(missing)}")
+    fetch = "python tools/fetch_data.py data cifar10 metrics" if "cifar10.npz" in missing else "make data"
+    return pytest.mark.skipif(bool(missing), reason=f"not in {DATA.name}/ ({fetch}, or set ANEM_DATA): {', '.join(missing)}")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anem.bench.revision import code, commit
 from anem.files import replacing
 from anem.images import from_integers
 from anem.metrics import DISTS, LPIPS, Inception, frechet_distance
@@ -86,6 +87,8 @@ def main() -> int:
         record = {
             "name": "golden_metrics",
             "command": "python tools/check_metrics.py DIR --out results/golden_metrics.json",
+            "commit": commit(),
+            "code": code(),
             "figures": figures,
         }
         with replacing(arguments.out) as temporary:
