@@ -132,7 +132,7 @@ def test_every_figure_is_made_once_and_an_interrupted_run_continues(bench, tmp_p
     assert expected | {f"DISTS, {OURS} over the best Bayesian baseline"} >= methods >= expected
     assert figures["prior/isotropic"].value == f"{tmp_path / 'model'} ({weights_digest(str(tmp_path / 'model'))}, unknown images)"
     assert "LPIPS" in figures["left out"].value and "make data" in figures["left out"].value
-    trials = {key.split(": ")[1]: f.value for key, f in figures.items() if "RED-Diff/tuning" in key}
+    trials = {key.split(": ")[1]: f.value for key, f in figures.items() if "RED-Diff/tuning:" in key}
     assert len(trials) == 2
     assert figures["blur, 6 calls/RED-Diff/setting"].value == min(trials, key=trials.get)
     assert figures["blur, 6 calls/RED-Diff/calls"].value == 6
@@ -179,7 +179,7 @@ def test_at_more_calls_only_the_best_settings_are_tried_again(bench, monkeypatch
     monkeypatch.setattr(Size, "quick", lambda: sizes)
     figures = bench(methods=("RED-Diff",)).figures
     first, second = (
-        {k.split(": ")[1]: f.value for k, f in figures.items() if k.startswith(f"blur, {n} calls/RED-Diff/tuning")} for n in (6, 8)
+        {k.split(": ")[1]: f.value for k, f in figures.items() if k.startswith(f"blur, {n} calls/RED-Diff/tuning:")} for n in (6, 8)
     )
     assert len(first) == 3 and list(second) == [min(first, key=first.get)]
     assert "blur, 6 calls/RED-Diff/diversity" in figures and "blur, 8 calls/RED-Diff/diversity" not in figures
@@ -263,7 +263,7 @@ def test_a_setting_that_breaks_down_on_judged_images_gives_way_to_the_next_best(
             return None
         return restore(method, setting, model, problem, calls)
 
-    trials = {k.split(": ")[1]: f.value for k, f in bench().figures.items() if "RED-Diff/tuning" in k}
+    trials = {k.split(": ")[1]: f.value for k, f in bench().figures.items() if "RED-Diff/tuning:" in k}
     best["RED-Diff"], second = sorted(trials, key=trials.get)
     monkeypatch.setattr(compare, "restore", broken)
     figures = bench(fresh=True).figures

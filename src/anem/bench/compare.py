@@ -6,13 +6,13 @@ given; above 0 unlike digits, below 0 smoother than digits), and the distance be
 seconds an image. KID is to 5000 digits, whose own scatter the intervals leave out; that of the true digits is beside it. Differences are
 ours − the other's, with 95 % bootstrap intervals, paired by image.
 
-Each method is tuned on 32 tuning images, 16 at 250 calls and 16 at 1000: the setting with the least LPIPS there is used, or the next best
-if it breaks down on a judged image. At 1000 calls the two best of 250 are tried. Calls are the most that a method may use: some settings
-use fewer. LPIPS is also one of the measures that methods are ranked by; no setting is chosen by KID, DISTS, PSNR or SSIM. Images judged are
-the tuning images after those, on which the list of settings was drawn up, so that they do not say how methods rank; or with ``--split
-report`` test images from 2000 on, but for the first ``--skip``; other images by ``--dataset``, see :mod:`anem.bench.compare_data`. σ is
-0.01 for blur and the paper's; for the other tasks, where the paper has 1e-4, it is that of 8-bit rounding, 1.1e-3, below which all methods
-are told no less noise than digits have.
+Each method is tuned on 32 tuning images, at 1000 calls on the first 16 of them: the setting with the least LPIPS there is used, or the
+next best if it breaks down on a judged image. At 1000 calls the two best of 250 are tried. Calls are the most that a method may use: some
+settings use fewer. LPIPS is also one of the measures that methods are ranked by; no setting is chosen by KID, DISTS, PSNR or SSIM. Images
+judged are the tuning images after those, on which the list of settings was drawn up, so that they do not say how methods rank; or with
+``--split report`` test images from 2000 on, but for the first ``--skip``; other images by ``--dataset``, see
+:mod:`anem.bench.compare_data`. σ is 0.01 for blur and the paper's; for the other tasks, where the paper has 1e-4, it is that of 8-bit
+rounding, 1.1e-3, below which all methods are told no less noise than digits have.
 
 Priors are read from ``--trained``; a quick run takes the model given where one is missing, says so, and leaves out the methods that need a
 network for the task. Needs ``make data``.
@@ -69,7 +69,8 @@ class Size:
     Arguments:
         restored: images, by network calls.
         tasks: those done if none are named. settings: most of each method that are tried.
-        tuning: images on which settings are chosen, by network calls: at most 32 in all. again: settings tried once more at more calls.
+        tuning: images on which settings are chosen, by network calls, the first of the same, at most 32. again: settings tried once more
+            at more calls.
         reference: digits that KID compares with.
         diverse: images of which two samples are drawn, at the least number of calls. shown: images in the pictures.
     """
@@ -77,7 +78,7 @@ class Size:
     restored: Mapping[int, int] = field(default_factory=lambda: {250: 128, 1000: 32})
     tasks: tuple[str, ...] = tuple(TASKS)
     settings: int = 4
-    tuning: Mapping[int, int] = field(default_factory=lambda: {250: 16, 1000: 16})
+    tuning: Mapping[int, int] = field(default_factory=lambda: {250: 32, 1000: 16})
     again: int = 2
     reference: int = 5000
     diverse: int = 8
@@ -100,11 +101,11 @@ def run(context: Context) -> None:
         size = replace(size, restored={calls: min(count, context.images) for calls, count in size.restored.items()})
     models = _priors(context, names, tasks)
     judged = max(size.restored.values())
-    images = Images.of(context.dataset, context.data, context.split, sum(size.tuning.values()), judged, size.reference, context.skip)
+    images = Images.of(context.dataset, context.data, context.split, max(size.tuning.values()), judged, size.reference, context.skip)
     judge = Judge(context.data, context.load(context.model), images.reference)
     if judge.missing:
         context.figure("left out", "; ".join(judge.missing))
-    parts = dict(zip(size.tuning, images.tuning.split(list(size.tuning.values())), strict=True))
+    parts = {calls: images.tuning[:count] for calls, count in size.tuning.items()}
     for name, (calls, count) in () if context.worker else product(tasks, size.restored.items()):
         if (kernel := judge.kernel(images.judged[:count])) is not None and not context.done(f"{name}, {calls} calls/truth/KID"):
             context.figure(f"{name}, {calls} calls/truth/KID", float(kernel(torch.ones(1, count, dtype=torch.float64))))
@@ -206,6 +207,11 @@ def _tune(
         if not context.done(key):
             restored = restore(METHODS[method], setting, model, problem, calls)
             values = {} if restored is None else judge.scores(restored.x, problem)
+            kernel = None if restored is None else judge.kernel(restored.x)
+            others = {name: float(v.mean()) for name, v in values.items() if name in MEASURES and name != "LPIPS"}
+            others |= {} if kernel is None else {"KID": float(kernel(torch.ones(1, len(problem.x), dtype=torch.float64)))}
+            for name, other in others.items():
+                context.figure(f"{where}/tuning, {name}: {setting}", other)
             context.figure(key, float(values.get("LPIPS", -values["PSNR"]).mean()) if values else "diverged")
         value = context.report.figures[key].value
         if isinstance(value, float):
