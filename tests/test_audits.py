@@ -320,12 +320,15 @@ def test_the_bound_by_a_stranger_is_the_divergence_in_closed_form(basis, generat
 def test_an_energy_that_gives_strangers_everything_is_found_out(generator):
     """By the mean over draws, not by one; an energy that is not a number fails too."""
     strangers = strange_images(MIXTURE.sample(3, generator).clamp(0, 1), generator)
-    assert len(strangers) == 12 and all(x.shape == (3, 1, 4, 4) and 0 <= x.min() <= x.max() <= 1 for x in strangers.values())
+    assert len(strangers) == 15 and all(x.shape == (3, 1, 4, 4) and 0 <= x.min() <= x.max() <= 1 for x in strangers.values())
     assert audit_strangers(MIXTURE, strangers, white(1e-3), generator=generator).verdict == "pass"
     for wrong in (torch.tensor(40.0), torch.tensor(math.nan)):
         low = Faulty(MIXTURE, lambda y, cov, wrong=wrong: -wrong * 16 * (y.flatten(1).std(1) > 0.45))
         check = audit_strangers(low, strangers, white(1e-3), generator=generator)
         assert check.verdict == "FAIL" and not check.value < 1
+    first = {"grey": strangers["grey"], "black": strangers["black"]}
+    odd = Faulty(MIXTURE, lambda y, cov: torch.where(y.flatten(1).mean(1) > 0.3, math.nan, 0.0))
+    assert audit_strangers(odd, first, white(1e-3), generator=generator).verdict == "FAIL"
     with pytest.raises(ValueError, match="strangers: wanted some images, got none"):
         audit_strangers(MIXTURE, {}, white(0.1))
 

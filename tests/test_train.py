@@ -496,8 +496,10 @@ def test_export_writes_the_averaged_model_and_its_card(tmp_path, monkeypatch):
     assert card["images_seen"] == 16 and card["training"]["batch_size"] == 8 and card["held_out"][0]["family"] == "all"
 
 
-def test_a_finished_training_bounds_its_energy_by_held_out_images(tmp_path, grey_file):
-    grey, out = DataConfig(str(grey_file)), tmp_path / "run"
+def test_a_finished_training_bounds_its_energy_by_held_out_images(tmp_path, grey_file, monkeypatch):
+    many = tmp_path / "many.npy"
+    numpy.save(many, numpy.random.default_rng(0).integers(0, 256, (70, 6, 8), dtype=numpy.uint8))
+    grey, out = DataConfig(str(many)), tmp_path / "run"
     config = TrainConfig(str(out), images=24, batch_size=8, data=grey, held_out=grey, model=ModelConfig("tiny"), device="cpu")
     train(dataclasses.replace(config, images=8))
     assert EnergyNetwork.from_pretrained(out / "model").headroom is not None
@@ -506,8 +508,19 @@ def test_a_finished_training_bounds_its_energy_by_held_out_images(tmp_path, grey
     assert unfinished.headroom is None  # it would be that of other weights
     train(config)
     found = EnergyNetwork.from_pretrained(out / "model")
-    images = build_parts(config).held_out.batch(torch.arange(8), torch.Generator().manual_seed(1))
+    images = build_parts(config).held_out.batch(torch.arange(70), torch.Generator().manual_seed(1))
     assert found.headroom == fit_headroom(found, images, config.noise)
+    few = dataclasses.replace(config, output=str(tmp_path / "few"), images=8, held_out=DataConfig(str(grey_file)))
+    train(few)  # eight images say too little
+    assert EnergyNetwork.from_pretrained(tmp_path / "few" / "model").headroom is None
+    monkeypatch.setattr("anem.train.callbacks.fit_headroom", no_headroom)
+    train(dataclasses.replace(config, output=str(tmp_path / "bad"), images=8))
+    card = json.loads((tmp_path / "bad" / "model" / "card.json").read_text())
+    assert card["without headroom"] == "none to be had" and "headroom" not in card and card["images_seen"] == 8
+
+
+def no_headroom(*arguments):
+    raise ValueError("none to be had")
 
 
 # Held-out evaluation

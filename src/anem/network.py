@@ -135,6 +135,8 @@ class EnergyNetwork(EnergyModel):
     """
 
     offset: Tensor
+    _levels: Tensor
+    _nats: Tensor
 
     def __init__(self, config: NetworkConfig, statistics: DataStatistics) -> None:
         super().__init__()
@@ -154,8 +156,20 @@ class EnergyNetwork(EnergyModel):
         self._evaluator: Evaluator | None = None
         self._twins: dict[float, EnergyNetwork] = {}
         self.limit: float | None = None
-        self.headroom: Headroom | None = None
-        """How far below its base the energy may be; None, as in training: as far as it goes."""
+        self._headroom: Headroom | None = None
+
+    @property
+    def headroom(self) -> Headroom | None:
+        """How far below its base the energy may be; None, as in training: as far as it goes. A new one undoes :meth:`compile`."""
+        return self._headroom
+
+    @headroom.setter
+    def headroom(self, headroom: Headroom | None) -> None:
+        self._headroom, self._evaluator, self._twins = headroom, None, {}
+        tables = (None, None) if headroom is None else headroom.tables(self.offset)
+        # A copy has its own ones. They are no part of the weights: the card has them.
+        self._buffers = {**self._buffers, "_levels": tables[0], "_nats": tables[1]}
+        self._non_persistent_buffers_set = {*self._non_persistent_buffers_set, "_levels", "_nats"}
 
     # Base energy: closed forms in coordinates
 
@@ -172,15 +186,14 @@ class EnergyNetwork(EnergyModel):
     def _correction(self, rho: Tensor, logvar: Tensor, basis: Basis, c: Tensor) -> Tensor:
         """U minus the energy of Gaussian data, (B,), differentiable in ρ and log λ."""
         correction, base, alone = self._parts(rho, logvar, basis, c)
-        if self.headroom is not None and base is not None:
-            d, t = rho[0].numel(), c + logvar.exp()
-            density = -0.5 * (rho.square() / t + torch.log(t) - logvar).flatten(1).sum(
-                1
-            )  # of all noise and nothing else, the most there is
-            correction = correction.maximum(base - d * self.headroom(logvar, basis).to(base)).maximum(density)
         if self.limit is not None and alone is not None:
             most = self.limit * rho[0].numel()
             correction = alone + (correction - alone).clamp(-most, most)
+        if self._headroom is not None and base is not None:
+            d, t = rho[0].numel(), c + logvar.exp()
+            room = self._headroom(logvar, basis, (self._levels, self._nats)).to(base)
+            of_noise = -0.5 * (rho.square() / t + torch.log(t) - logvar).flatten(1).sum(1)  # U of the highest density there is
+            correction = correction.maximum(base - d * room).maximum(of_noise)
         return correction
 
     def _parts(self, rho: Tensor, logvar: Tensor, basis: Basis, c: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -177,7 +177,7 @@ def audit_strangers(
         bounds = bounds.unflatten(0, (-1, draws))
         highest = int(bounds.mean(1).nan_to_num(math.inf).argmax())
         value, error = float(bounds[highest].mean()), float(bounds[highest].std()) / draws**0.5
-        if best is None or not value <= best[0]:
+        if best is None or not (math.isnan(best[0]) or value <= best[0]):
             best = value, error, kind
     if best is None:
         raise ValueError("strangers: wanted some images, got none")

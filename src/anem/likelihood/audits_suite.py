@@ -142,7 +142,11 @@ def family_covariances(
 
 
 def strange_images(images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Images in [0, 1] that are nothing like (N, C, H, W) of a data set, N of a kind: what no energy of these data may find probable."""
+    """Images in [0, 1] that are nothing like (N, C, H, W) of a data set, N of a kind.
+
+    An energy of these data may find none of them more probable than all else together. Networks are fooled by some that fill the whole
+    frame, and by others in a square in the middle of black.
+    """
     x = images.double()
     h, w = x.shape[-2:]
     y, z = torch.arange(h, device=x.device)[:, None], torch.arange(w, device=x.device)[None, :]
@@ -150,7 +154,7 @@ def strange_images(images: Tensor, generator: torch.Generator | None = None) -> 
     frequency = torch.fft.fftfreq(h, device=x.device)[:, None].square() + torch.fft.rfftfreq(w, device=x.device)[None].square()
     unblurred = torch.fft.irfft2(torch.fft.rfft2(x + 0.05 * (noise - 0.5)) * (20 * frequency).exp().clamp_max(1e3), s=(h, w))
     order = torch.argsort(uniform((1, h * w), generator, x)[0])
-    return {
+    kinds = {
         "black": torch.zeros_like(x),
         "white": torch.ones_like(x),
         "grey": torch.full_like(x, 0.5),
@@ -164,6 +168,8 @@ def strange_images(images: Tensor, generator: torch.Generator | None = None) -> 
         "unblurred noise": unblurred.clamp(0, 1),
         "noise of high frequencies": (x + 2 * normal(x.shape, generator, x).diff(dim=3, append=x[..., :1] * 0)).clamp(0, 1),
     }
+    middle = ((y - (h - 1) / 2).abs() < 0.29 * h) & ((z - (w - 1) / 2).abs() < 0.29 * w)
+    return kinds | {f"square of {name}": kinds[name] * middle for name in ("checks", "unblurred noise", "noise")}
 
 
 def audits(

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 
 from anem.data import load_dataset
 from anem.files import write_text
-from anem.headroom import fit_headroom
+from anem.headroom import LEAST, fit_headroom
 from anem.hub import read_card
 from anem.network import EnergyNetwork
 from anem.train.checkpoint import TrainState
@@ -181,7 +181,12 @@ def _clock(seconds: float) -> str:
 
 
 class Export(Callback):
-    """The averaged model as a pretrained folder, renewed with every checkpoint; bounded by held-out images once it has seen all images."""
+    """The averaged model as a pretrained folder, renewed with every checkpoint.
+
+    Once it has seen all images its energy is bounded (:mod:`anem.headroom`), if there are 64 held-out ones or more.
+
+    The model that :func:`anem.train.train` returns has no bound.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -201,10 +206,14 @@ class Export(Callback):
     def on_checkpoint(self, state: TrainState, path: Path) -> None:
         card = {"steps": state.step, "images_seen": state.images, "training": self.config, "held_out": self.cells}
         model = state.ema.model
-        if state.images >= self.end and self.held_out is not None and isinstance(model, EnergyNetwork) and model.config.form == "anchored":
-            images = self.held_out.batch(torch.arange(min(HEADROOM_IMAGES, len(self.held_out))), torch.Generator().manual_seed(1))
+        complete, held_out = state.images >= self.end, self.held_out
+        if complete and held_out and len(held_out) >= LEAST and isinstance(model, EnergyNetwork) and model.config.form == "anchored":
+            images = held_out.batch(torch.arange(min(HEADROOM_IMAGES, len(held_out))), torch.Generator().manual_seed(1))
             model = copy.copy(model)
-            model.headroom = fit_headroom(model, images.to(model.offset.device), self.noise)
+            try:
+                model.headroom = fit_headroom(model, images.to(model.offset.device), self.noise)
+            except ValueError as error:  # the model is worth more than its bound
+                card["without headroom"] = str(error)
         model.save_pretrained(self.folder, card)  # type: ignore[operator]
 
 
