@@ -28,7 +28,7 @@ from anem.corruptions import NoiseConfig, draw_covariances
 from anem.covariance import Covariance
 from anem.statistics import DataStatistics
 
-__all__ = ["Headroom", "fit_headroom"]
+__all__ = ["LEAST", "Headroom", "fit_headroom"]
 
 ROOM, ADDED = 1.25, 0.002
 """ρ over the largest difference that was seen, and nats/dim beside."""

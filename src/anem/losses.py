@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import avg_pool2d, softplus
 
 from anem.bases import coherence
 from anem.covariance import Covariance
@@ -21,7 +21,7 @@ from anem.energy import EnergyModel
 from anem.network import EnergyNetwork, TrainingGradients
 from anem.random import Generators, random_signs
 
-__all__ = ["PLAIN", "CovarianceTerm", "LossConfig", "LossTerms", "dual_score_loss", "fokker_planck_residuals"]
+__all__ = ["PLAIN", "CovarianceTerm", "LossConfig", "LossTerms", "dual_score_loss", "fokker_planck_residuals", "make_strangers"]
 
 CovarianceTerm = Literal["matching", "sliced", "fokker_planck"]
 """What teaches the energy how it depends on Σ, see :class:`LossConfig`."""
@@ -49,6 +49,10 @@ class LossConfig:
         contrast: weight of −log [e^{−U(y, Σ)}/(e^{−U(y, Σ)} + e^{−U(y, Σ′)})], Σ′ its ``twin``: the log-loss of telling which of the two
             made the noise. The other terms see y with its own Σ only; a search over Σ asks about any. In nats; above 10 it grows as the
             logarithm, as with ``bound``. Costs one more energy and its gradient a step.
+        strangers: weight of max(0, −i/d), i = U(s + n, Σ) − Σ_k ½ log 2πλ_k − ½‖ε‖², s an image unlike the data
+            (:func:`make_strangers`), n = Bᵀ√λ ε fresh noise: where the energy calls s + n more probable than n. The mean of i over n is
+            KL(N(s, Σ) ‖ p) ≥ 0 for a normalised energy, whatever s. In nats/dim; above 1 it grows as the logarithm. Costs one more energy
+            and its gradient a step.
         covariance_term: "matching" is A-CSM. "sliced" has (z · √b r)²/d, z random signs, for the mean of b r². "fokker_planck" has for r
             that of :func:`fokker_planck_residuals`, and for r² the product of two with probes of their own, whose mean it is; single
             products may be negative, and a step takes about 2.7 times as long.
@@ -64,6 +68,7 @@ class LossConfig:
     projection: float = 0.0
     bound: float = 0.0
     contrast: float = 0.0
+    strangers: float = 0.0
     covariance_term: CovarianceTerm = "matching"
 
     def __post_init__(self) -> None:
@@ -156,10 +161,43 @@ def dual_score_loss(
     if config.contrast and twin is not None:
         mistaken = softplus(gradients.energy - model.differentiable_energy(rho, twin))
         total = total + config.contrast * _slow_above(mistaken, 10.0)
+    if config.strangers:
+        total = total + config.strangers * _slow_above(_beyond_noise(model, make_strangers(x, noise), cov, noise.roll(1, 0)), 1.0)
     if config.bound:
         total = _slow_above(total, config.bound)
     a_csm = (gradients.grad_logvar.detach() - target).square()
     return LossTerms(total.mean(), denoising.detach().flatten(1).mean(1), a_csm.flatten(1).mean(1), gradients.energy.detach())
+
+
+def _beyond_noise(model: EnergyNetwork, s: Tensor, cov: Covariance, noise: Tensor) -> Tensor:
+    """max(0, −i/d) of images s with noise ε, (B,), see ``strangers`` of :class:`LossConfig`."""
+    rho = model.statistics.residual(s, cov.basis) + cov.values.sqrt() * noise
+    of_noise = 0.5 * (noise.square() + (2 * math.pi * cov.values).log()).flatten(1).sum(1)
+    return ((of_noise - model.differentiable_energy(rho, cov)) / noise[0].numel()).relu()
+
+
+def make_strangers(x: Tensor, noise: Tensor) -> Tensor:
+    """Images in [0, 1] that are unlike x, (B, C, H, W): a texture, in the whole frame or in a rectangle on black or on another image.
+
+    Textures are noise of any band: smooth or rough, as it is or times ±1 in rows, columns or checks. All that is random comes from the
+    white noise of other images of the batch, (B, C, H, W): a function of the arguments alone, which can be recorded.
+    """
+    _, channels, h, w = x.shape
+    grain, dice = noise.roll(2, 0), noise.roll(3, 0).flatten(1)[:, :10]
+    u = (0.5 + 0.5 * torch.erf(dice / 2**0.5)).unbind(1)  # uniform numbers
+    v = [n.view(-1, 1, 1, 1) for n in u]
+    smooth = grain
+    for _ in range(2):
+        smooth = avg_pool2d(smooth, 5, 1, 2, count_include_pad=False)
+    texture = torch.lerp(grain, smooth * 8, v[0])
+    rows, columns = torch.arange(h, device=x.device).view(h, 1), torch.arange(w, device=x.device).view(1, w)
+    up, across = 1 - 2 * (rows % 2).to(x), 1 - 2 * (columns % 2).to(x)
+    texture = texture * torch.where(v[1] < 0.6, up, 1.0) * torch.where((v[1] > 0.3) & (v[1] < 0.9), across, 1.0)
+    texture = (0.8 * (v[3] - 0.5) + 0.5 + (0.2 + 2 * v[2]) * texture).clamp(0, 1)
+    tall, wide = (0.1 + 0.4 * v[4]) * h, (0.1 + 0.4 * v[5]) * w
+    inside = ((rows - v[6] * (h - 1)).abs() < tall) & ((columns - v[7] * (w - 1)).abs() < wide)
+    around = torch.where(v[8] < 0.5, 0.0, x.roll(1, 0))
+    return torch.where(inside | (v[9] < 0.25), texture, around)
 
 
 def _matched(config: LossConfig, first: Tensor, second: Tensor, a: Tensor, generators: Generators) -> Tensor:
