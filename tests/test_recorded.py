@@ -12,6 +12,7 @@ from torch.nn import functional
 import anem.nn.recorded
 from anem.bases import Mixed, as_basis
 from anem.covariance import Covariance
+from anem.headroom import Headroom
 from anem.network import EnergyNetwork, NetworkConfig
 from anem.nn.attached import attached
 from anem.nn.recorded import Recorded, Replayed, cpp_compiler
@@ -27,6 +28,8 @@ def network(form: str = "anchored", **changes) -> EnergyNetwork:
     model = EnergyNetwork(config, DataStatistics.fit(IMAGES)).eval().requires_grad_(False)
     for p in model.parameters():
         p.add_(0.05 * torch.randn_like(p))
+    if form == "anchored":
+        model.headroom = Headroom((-4.0, 0.0), (0.05, 0.01), 2.0)  # which some of the images reach
     return model
 
 

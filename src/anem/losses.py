@@ -182,7 +182,7 @@ def make_strangers(x: Tensor, noise: Tensor) -> Tensor:
     Textures are noise of any band: smooth or rough, as it is or times ±1 in rows, columns or checks. All that is random comes from the
     white noise of other images of the batch, (B, C, H, W): a function of the arguments alone, which can be recorded.
     """
-    _, channels, h, w = x.shape
+    h, w = x.shape[-2:]
     grain, dice = noise.roll(2, 0), noise.roll(3, 0).flatten(1)[:, :10]
     u = (0.5 + 0.5 * torch.erf(dice / 2**0.5)).unbind(1)  # uniform numbers
     v = [n.view(-1, 1, 1, 1) for n in u]
