@@ -249,10 +249,10 @@ def test_daps_with_the_authors_tau_believes_the_measurement_more_than_it_should(
 # --- composition ---
 
 
-def composition_law(world: World, lowest: float) -> tuple[torch.Tensor, torch.Tensor]:
+def composition_law(world: World, lowest: float, added: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of E[x given x_t] for x_t of the composed law at the last level: a little narrower than the posterior."""
     c, h = world.variance, world.h
-    likelihood = h.square() / (SIGMA**2 + h.square() * lowest**2)
+    likelihood = h.square() / (SIGMA**2 + h.square() * added * lowest**2)
     precision = 1 / (c + lowest**2) + likelihood
     inverse = torch.where(h > 0, world.one / torch.where(h > 0, h, 1.0), 0.0)
     mean = (world.mean / (c + lowest**2) + likelihood * inverse) / precision
@@ -267,6 +267,11 @@ def test_composition_draws_from_the_law_of_its_last_level():
     # The last denoising counts where noise of the last level is left: 0.1² there is as much as the prior's least variance.
     wide = Composition(world.prior, levels=20, corrector=MALA(steps=8), lowest=0.1)
     assert_law(world.draws(wide), *composition_law(world, 0.1))
+    for added in (0.0, 0.1):
+        stiff = Composition(world.prior, levels=20, corrector=MALA(steps=8), lowest=0.1, added=added)
+        assert_law(world.draws(stiff), *composition_law(world, 0.1, added))
+    with pytest.raises(ValueError, match="added: wanted a number >= 0, got -1"):
+        world.draws(Composition(world.prior, added=-1))
     # Which tends to the posterior, by λ/c at worst: 0.02²/0.01.
     assert float((variance / world.posterior_variance - 1).abs().max()) < 0.08
     assert float(((mean - world.posterior_mean).abs() / world.posterior_variance.sqrt()).max()) < 0.08

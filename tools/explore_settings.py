@@ -56,7 +56,11 @@ CANDIDATES: dict[str, dict[str, Make]] = {
         "2, lr 1e-4, τ = σ, from 10": _baseline("daps", ode=2, tau=None, highest=10.0),
         "5, lr 1e-4, from 10": _baseline("daps", highest=10.0),
     },
-    "composition": {f"{s} MALA from {h or 'λ_max'}": _baseline("composition", mala=s, highest=h) for s in (1, 4, 9) for h in (None, 1.0)},
+    "composition": {
+        f"{s} MALA from {h or 'λ_max'}, added {a:g}": _baseline("composition", mala=s, highest=h, added=a)
+        for s, a in ((1, 0.1), (4, 1.0), (4, 0.1), (4, 0.01), (9, 0.1))
+        for h in (None, 1.0)
+    },
     "Palette": {"clamp": _baseline("palette"), "no clamp": _baseline("palette", clamp=False)},
     "InDI": {"": _baseline("indi")},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,39 +22,40 @@ __all__ = ["Composition"]
 
 
 class _Composed(Target):
-    """log π(x) = −U(x, σ²I) − ½ Σ_observed |y_k − x_k|²/(λ_k + σ²), in pixels, at every σ.
+    """log π(x) = −U(x, σ²I) − ½ Σ_observed |y_k − x_k|²/(λ_k + a σ²), at every σ.
 
-    The likelihood of a noisy x is that of a flat prior; at σ = 0 it is the true one. P = ε σ²/2 keeps P times the Hessian below ε.
+    With a = 1 the likelihood of a noisy x is that of a flat prior; at σ = 0 it is the true one for any a. P = ε e keeps P times the
+    Hessian below ε, see :meth:`spread`.
     """
 
-    def __init__(self, observation: Observation) -> None:
+    def __init__(self, observation: Observation, added: float = 1.0) -> None:
         super().__init__(observation)
-        self.basis = observation.cov.basis
+        self.basis, self.added = observation.cov.basis, added
 
     def state(self, evaluation: Evaluation) -> State:
-        precision = torch.where(self.observed, 1 / (self.values + evaluation.cov.values[:, :, :1, :1]), 0.0)
+        precision = torch.where(self.observed, 1 / (self.values + self.added * evaluation.cov.values[:, :, :1, :1]), 0.0)
         residual = self.coordinates - self.basis.forward(evaluation.y)
         log_density = -evaluation.energy - 0.5 * (precision * residual.square()).flatten(1).sum(1)
         return State(evaluation, log_density, self.basis.inverse(precision * residual) - evaluation.grad_y)
 
-    def spread(self, variance: float) -> Tensor:
-        """e = 1/(1/σ² + 1/(λ + σ²)) of every coordinate, (B, C, H, W): the law's variance where the prior leaves nothing open."""
-        precision = torch.where(self.observed, 1 / (self.values + variance), 0.0)
+    def spread(self, variance: float | Tensor) -> Tensor:
+        """e = 1/(1/σ² + 1/(λ + a σ²)) of every coordinate, (B, C, H, W): the law's variance where the prior leaves nothing open."""
+        precision = torch.where(self.observed, 1 / (self.values + self.added * variance), 0.0)
         return variance / (1 + variance * precision)
 
     def reverse(self, now: Evaluation, before: float, after: float, noise: Noise) -> Tensor:
         """x at σ′² = ``after`` from x at σ² = ``before``: x + (e − e′) ∇log π + √(e′(1 − e′/e)) z, coordinate by coordinate.
 
         Both terms of the gradient pull, so that (σ² − σ′²) ∇log π would go past the mode by up to as much as it came from: −∇²log π is up
-        to 1/e, which is 2/σ² above the noise of m. For a prior N(μ, c) distances between chains shrink by a factor in [e′/e, 1], and
-        for c → 0 the variance at σ′ is the law's.
+        to 1/e, for a = 1 2/σ² above the noise of m. For a prior N(μ, c) distances between chains shrink by a factor in [e′/e, 1], and for
+        c → 0 the variance at σ′ is the law's.
         """
         start, end = self.spread(before), self.spread(after)
         move = (start - end) * self.basis.forward(self.state(now).gradient)
         return now.y + self.basis.inverse(move + (end * (1 - end / start)).sqrt() * noise.normal(move))
 
     def preconditioner(self, cov: Covariance, step_size: Tensor) -> Tensor:
-        return 0.5 * step_size.reshape(-1, 1, 1, 1) * cov.values
+        return step_size.reshape(-1, 1, 1, 1) * self.spread(cov.values[:, :, :1, :1])
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Composition:
         highest: σ of the first level; None for √λ_max, where nothing is known of x but the measurement. What was not observed
             starts from the prior with its noise.
         lowest: σ of the last level, by default that of 8-bit rounding.
+        added: a, the share of the level's variance that is added to that of m; 1 is that of a flat prior, with which the prior alone
+            decides what the measurement could tell late in the chain.
         samples: S.
 
     References: Reduce, Reuse, Recycle: Compositional Generation with Energy-Based Diffusion Models and MCMC (Du et al. 2023),
@@ -82,6 +86,7 @@ class Composition:
     highest: float | None = None
     lowest: float = VARIANCE_FLOOR**0.5
     samples: int = 1
+    added: float = 1.0
 
     def __call__(self, measurement: Tensor, operator: LinearOperator, sigma: float | Tensor, generators: Generators = None) -> Tensor:
         """Restorations (S, B, C, H, W); see :class:`~anem.restorer.Restorer`."""
@@ -94,7 +99,7 @@ class Composition:
 
     @torch.no_grad()
     def _sample(self, observation: Observation, noise: Noise) -> Tensor:
-        target, sigmas = _Composed(observation), self._sigmas()
+        target, sigmas = _Composed(observation, self.added), self._sigmas()
         x = self._start(observation, sigmas[0])
         step_size = self.corrector.initial_step_size(x)
         now = self.model(x, Covariance.white(sigmas[0] ** 2, x.shape, like=x))
@@ -116,6 +121,8 @@ class Composition:
 
     def _sigmas(self) -> Sequence[float]:
         high = self.model.statistics.lambda_max**0.5 if self.highest is None else self.highest
+        if not 0 <= self.added < math.inf:
+            raise ValueError(f"added: wanted a number >= 0, got {self.added}")
         if self.levels < 2 or not high > self.lowest > 0:
             raise ValueError(f"wanted levels >= 2 and highest > lowest > 0, got {self.levels}, {high} and {self.lowest}")
         return [high * (self.lowest / high) ** (i / (self.levels - 1)) for i in range(self.levels)]

@@ -80,7 +80,7 @@ def _composition(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"mala: wanted 0 steps or more, got {settings['mala']}")
     corrector = MALA(settings["mala"])
     levels = _levels(calls, 1 + settings["mala"], least=2)
-    return {"levels": levels, "corrector": corrector, "highest": settings["highest"], "lowest": settings["lowest"]}
+    return {"levels": levels, "corrector": corrector} | {name: settings[name] for name in ("highest", "lowest", "added")}
 
 
 def _paper(calls: int, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,7 +103,10 @@ BASELINES: Mapping[str, Baseline] = MappingProxyType(
             noise_maps=lambda settings: settings.get("tau", DAPS.tau) is None,
         ),
         "composition": Baseline(
-            Composition, _composition, {"mala": 4, "highest": Composition.highest, "lowest": Composition.lowest}, optional=("highest",)
+            Composition,
+            _composition,
+            {"mala": 4} | {name: getattr(Composition, name) for name in ("highest", "lowest", "added")},
+            optional=("highest",),
         ),
         "paper": Baseline(PaperSampler, _paper, {name: getattr(PaperSampler, name) for name in ("corrections", "snr", "temperature")}),
         "palette": Baseline(Palette, _steps, {"clamp": Palette.clamp}, conditional=True, noise_maps=_never),

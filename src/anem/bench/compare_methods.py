@@ -95,9 +95,14 @@ def _share(name: str, share: float) -> Make:
     return lambda network, calls: make_baseline(name, network, max(1, round(share * calls)))
 
 
-def _composition(mala: int, highest: float | None = None) -> Make:
+def _composition(mala: int, highest: float | None = None, added: float = 1.0) -> Make:
     """With two levels at least, if need be by fewer MALA steps."""
-    return lambda model, calls: make_baseline("composition", model, calls, settings={"mala": min(mala, calls // 2 - 1), "highest": highest})
+
+    def make(model: EnergyModel, calls: int) -> Restorer:
+        settings = {"mala": min(mala, calls // 2 - 1), "highest": highest, "added": added}
+        return make_baseline("composition", model, calls, settings=settings)
+
+    return make
 
 
 _CONDITIONAL = ("box", "strong-blur", "x4")
@@ -140,7 +145,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "composition": Method(
             "isotropic",
-            {f"{s} MALA": _composition(s) for s in (1, 4, 9)} | {"4 MALA from σ = 1": _composition(4, 1.0)},
+            {
+                "4 MALA": _composition(4),
+                "4 MALA, added 0.1 from σ = 1": _composition(4, 1.0, 0.1),
+                "4 MALA, added 0.01 from σ = 1": _composition(4, 1.0, 0.01),
+                "4 MALA, added 0.01": _composition(4, None, 0.01),
+            },
         ),
         "Palette": Method(
             "conditional",
