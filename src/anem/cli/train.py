@@ -38,6 +38,8 @@ class Train:
             return self._train()
 
     def _train(self) -> int:
+        from torch import distributed
+
         from anem.baselines import load_conditional
         from anem.train import Callback, NonFiniteLoss, TrainConfig, TrainState, default_callbacks, load_config, train
 
@@ -68,5 +70,7 @@ class Train:
         except NonFiniteLoss as error:
             print(f"anem: error: {error}", file=sys.stderr)
             return 2
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()  # else one that ends first may take the others down with it
         print(f"{seen.images} of {config.images} images seen; the model is in {Path(config.output) / 'model'}")
         return 130 if seen.interrupted else 0
