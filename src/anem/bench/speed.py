@@ -110,7 +110,7 @@ def _first(workload: Workload, count: int) -> Workload:
 def _report_growth(context: Context, grown: list[Growth]) -> None:
     for g in grown:
         for size, *values in zip(g.sizes, g.seconds, g.peak, g.multiply_adds, strict=True):
-            for unit, value in zip(("s", "MB at its peak", "10⁹ multiply-adds"), values, strict=True):
-                context.figure(f"growth/{g.name} {size:g}: {unit}", value / {"s": 1, "MB at its peak": 1e6}.get(unit, 1e9))
+            for (unit, one), value in zip((("s", 1.0), ("MB at its peak", 1e6), ("10⁹ multiply-adds", 1e9)), values, strict=True):
+                context.figure(f"growth/{g.name} {size:g}: {unit}", value / one)
         for name, p in g.exponents().items():
             context.figure(f"growth/{g.name}: power of {name}", p, aim=f"≤ {EXPONENTS[g.name]}", quick=name != "time")
